@@ -1,0 +1,1 @@
+"""From a run to an artifact, and from an artifact to predictions."""

@@ -1,0 +1,161 @@
+"""The model card: what the manifest and the feature spec say, for people.
+
+Every figure is computed; what cannot be known from the data is said to be unknown.
+"""
+
+from collections import Counter
+from datetime import UTC, datetime
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from export.manifest import Manifest
+from recsys_moe.spec import Bucketized, Categorical, FeatureSpec, Numeric
+
+_METRICS = ("auc", "gauc", "log_loss", "ne", "calibration")
+
+
+def model_card(manifest: Manifest, spec: FeatureSpec) -> str:
+    """Return `MODEL_CARD.md`: a YAML head as Hugging Face reads it, and the text."""
+    sections = [
+        f"---\n{OmegaConf.to_yaml(OmegaConf.create(_head(manifest)))}---\n",
+        f"# {manifest.name}\n",
+        f"{_model_sentence(manifest, spec)}\n",
+        f"## Outputs\n\n{_outputs(spec)}\n",
+        f"## Intended use\n\n{_use(manifest, spec)}\n",
+        f"## Data and training\n\n{_data(manifest, spec)}\n",
+        f"## Inputs\n\n{_inputs(spec)}\n",
+        f"## Evaluation\n\n{_evaluation(manifest)}\n",
+        f"## Fidelity\n\n{_fidelity(manifest)}\n",
+        f"## Limits\n\n{_limits(spec)}\n",
+    ]
+    return "\n".join(sections)
+
+
+def _head(manifest: Manifest) -> dict[str, Any]:
+    head: dict[str, Any] = {
+        "library_name": "onnx",
+        "pipeline_tag": "tabular-classification",
+        "tags": ["recommendation", "multi-task-learning", "onnx", str(manifest.model["name"])],
+    }
+    results = [
+        {"type": metric, "name": f"{task} {metric}", "value": values[metric]}
+        for task, values in _tasks(manifest).items()
+        for metric in _METRICS
+        if values.get(metric) is not None
+    ]
+    if manifest.metrics is not None and results:
+        dataset = {"name": manifest.data["dataset"], "type": manifest.data["dataset"]}
+        dataset["split"] = str(manifest.metrics.get("split"))
+        task = {"type": "tabular-classification"}
+        entry = {"task": task, "dataset": dataset, "metrics": results}
+        head["model-index"] = [{"name": manifest.name, "results": [entry]}]
+    return head
+
+
+def _tasks(manifest: Manifest) -> dict[str, dict[str, Any]]:
+    return dict((manifest.metrics or {}).get("tasks", {}))
+
+
+def _model_sentence(manifest: Manifest, spec: FeatureSpec) -> str:
+    sizes = ", ".join(f"{key} {value}" for key, value in manifest.model["sizes"].items())
+    return (
+        f"A `{manifest.model['name']}` with {manifest.parameters:,} weights ({sizes}) for "
+        f"{len(spec.tasks)} tasks on `{spec.dataset}`, as one ONNX graph from raw columns to "
+        f"probabilities. Opset {manifest.opset}, IR {manifest.ir_version}; it runs in stock ONNX "
+        "Runtime. `manifest.json` lists every file with its digest."
+    )
+
+
+def _outputs(spec: FeatureSpec) -> str:
+    rows = []
+    for name, chain in spec.outputs():
+        space = spec.task(name).space if len(chain) == 1 else "all"
+        given = "" if space == "all" else f" given {space}"
+        meaning = f"P({name}{given})" if len(chain) == 1 else f"P({' and '.join(chain)})"
+        rows.append(f"| `p_{name}` | {meaning} | {'all rows' if space == 'all' else space} |")
+    return "| output | meaning | about |\n| --- | --- | --- |\n" + "\n".join(rows)
+
+
+def _use(manifest: Manifest, spec: FeatureSpec) -> str:
+    labels = ", ".join(f"`{task.label}`" for task in spec.tasks)
+    return (
+        f"Ranking and estimating {labels} for rows distributed as those of `{spec.dataset}`. "
+        "The probabilities are the model's own; how well they are calibrated is in the table of "
+        "the evaluation. Decisions about people need a check for fairness, which nothing here "
+        "replaces."
+    )
+
+
+def _data(manifest: Manifest, spec: FeatureSpec) -> str:
+    window = ""
+    if spec.train_window is not None:
+        first, last = (datetime.fromtimestamp(t / 1e6, UTC).isoformat() for t in spec.train_window)
+        window = f", from {first} to {last}"
+    weight = f" Rows count by `{spec.row_weight}`." if spec.row_weight else ""
+    return (
+        f"Trained on {spec.train_rows:,} rows of `{spec.dataset}`{window}.{weight} "
+        f"Feature spec {manifest.spec_digest[:16]}, checkpoint {manifest.run_digest[:16]}, "
+        f"recsys-moe {manifest.code_version}."
+    )
+
+
+def _inputs(spec: FeatureSpec) -> str:
+    kinds = Counter(type(feature) for feature in spec.features)
+    counts = (
+        f"{len(spec.columns)} columns; {kinds[Categorical]} categorical, {kinds[Bucketized]} "
+        f'bucketised and {kinds[Numeric]} numeric features. Missing is `""`, -2^63 or NaN.'
+    )
+    rows = []
+    for column in spec.columns:
+        kind = f"list of {column.type}" if column.is_list else column.type
+        used = ", ".join(f"`{f.name}`" for f in spec.features if f.column == column.name)
+        rows.append(f"| `{column.name}` | {kind} | {used or 'nothing'} |")
+    return f"{counts}\n\n| column | type | feature |\n| --- | --- | --- |\n" + "\n".join(rows)
+
+
+def _evaluation(manifest: Manifest) -> str:
+    tasks = _tasks(manifest)
+    if not tasks:
+        return "This run had not been evaluated when it was exported: its quality is unknown."
+    metrics = [name for name in _METRICS if any(v.get(name) is not None for v in tasks.values())]
+    head = ["output", "space", "rows", "positives", *metrics]
+    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    for task, values in tasks.items():
+        counts = [f"{values[key]:,}" if key in values else "" for key in ("rows", "positives")]
+        figures = [_figure(values.get(name)) for name in metrics]
+        cells = [f"`p_{task}`", str(values.get("space", "")), *counts, *figures]
+        lines.append(f"| {' | '.join(cells)} |")
+    split = (manifest.metrics or {}).get("split")
+    return f"On the {split} split.\n\n" + "\n".join(lines)
+
+
+def _figure(value: Any) -> str:
+    return "" if value is None else f"{value:.5f}"
+
+
+def _fidelity(manifest: Manifest) -> str:
+    parity = manifest.parity
+    return (
+        f"Over {parity.rows:,} raw rows, with missing, unseen, infinite and non-ASCII values, "
+        f"`model.onnx` differed from the checkpoint by at most {parity.largest_gap:.2g} in "
+        f"probability (allowed: {parity.tolerance:g})."
+    )
+
+
+def _limits(spec: FeatureSpec) -> str:
+    lines = ["Values outside a vocabulary share codes:", ""]
+    lines += [
+        f"- `{table.name}`: {table.num_codes - table.first_value:,} values known, "
+        f"{table.num_oov:,} more codes for all others"
+        for table in spec.tables
+        if any(isinstance(f, Categorical) and f.table == table.name for f in spec.features)
+    ]
+    if len(lines) == 2:
+        lines = []
+    numeric = [feature for feature in spec.numeric_features if feature.log1p]
+    if numeric:
+        names = ", ".join(f"`{feature.column}`" for feature in numeric)
+        lines += ["", f"Negative values of {names} count as missing."]
+    lines += ["", "Data that drifts from the training window makes all figures above optimistic."]
+    return "\n".join(lines).strip()

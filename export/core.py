@@ -1,0 +1,148 @@
+"""The trained model as an ONNX graph: codes and numbers in, probabilities and logits out."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import onnx_ir
+import torch
+from torch import Tensor, nn
+
+from export.graph import INNER, IR_VERSION, OPSET
+from export.manifest import CODES, CORE_FILE, NUMBERS, WEIGHTS_FILE
+from recsys_moe.spec import FeatureSpec
+
+_EXTERNAL_FROM_BYTES = 1024
+_READABLE = 0o644
+_EXAMPLE_ROWS = 3
+
+
+class Probabilities(nn.Module):
+    """A model with what users ask for on top: each probability, then each logit.
+
+    A chained task's product is computed from the factors that are put out, in float32, so that
+    `p_click_and_conversion <= p_click` holds to the bit.
+    """
+
+    def __init__(self, model: nn.Module, spec: FeatureSpec) -> None:
+        super().__init__()
+        self.model, self.tasks, self.products = model, spec.task_names, tuple(spec.outputs())
+
+    def forward(self, codes: Tensor, numbers: Tensor) -> tuple[Tensor, ...]:
+        """Return float32 [batch] for every name of `probability_names` and `logit_names`."""
+        logits = self.model(codes, numbers)
+        single = {task: torch.sigmoid(logits[task].float()) for task in self.tasks}
+        probabilities = []
+        for _, chain in self.products:
+            product = single[chain[0]]
+            for task in chain[1:]:
+                product = product * single[task]
+            probabilities.append(product)
+        return (*probabilities, *(logits[task].float() for task in self.tasks))
+
+
+def probability_names(spec: FeatureSpec) -> tuple[str, ...]:
+    """Return the names of the probabilities, in order."""
+    return tuple(f"p_{name}" for name, _ in spec.outputs())
+
+
+def logit_names(spec: FeatureSpec) -> tuple[str, ...]:
+    """Return the names of the logits, in order."""
+    return tuple(f"logit_{task}" for task in spec.task_names)
+
+
+def export_core(model: nn.Module, spec: FeatureSpec, folder: Path) -> onnx.ModelProto:
+    """Write `core.onnx` and `weights.bin` and return the former, its weights left in the latter.
+
+    Args:
+        model: In eval mode: (codes int32 [B, num_slots], numbers float32 [B, num_numbers]) to a
+            dict of logits [B] per task.
+        spec: The feature spec that the model was built for.
+        folder: Where the two files go.
+    """
+    example = (
+        torch.ones(_EXAMPLE_ROWS, spec.num_slots, dtype=torch.int32),
+        torch.zeros(_EXAMPLE_ROWS, spec.num_numbers),
+    )
+    batch = torch.export.Dim("batch", min=1)
+    names = [*probability_names(spec), *logit_names(spec)]
+    with _quiet():
+        program = torch.onnx.export(
+            Probabilities(model, spec).eval(),
+            example,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[CODES, NUMBERS],
+            output_names=names,
+            dynamic_shapes={"codes": {0: batch}, "numbers": {0: batch}},
+            verbose=False,
+        )
+    assert program is not None  # only a call that is given a file name returns nothing
+    path = folder / CORE_FILE
+    onnx_ir.save(
+        program.model,
+        path,
+        external_data=WEIGHTS_FILE,
+        size_threshold_bytes=_EXTERNAL_FROM_BYTES,
+    )
+    weights = folder / WEIGHTS_FILE
+    weights.touch()  # a model of a few numbers has nothing outside its graph
+    weights.chmod(_READABLE)
+    core = onnx.load(path, load_external_data=False)
+    _tidy(core)
+    onnx.save(core, path)
+    return core
+
+
+def _tidy(model: onnx.ModelProto) -> None:
+    """Move inner names out of the way of column names; drop traces of the exporting machine."""
+    graph = model.graph
+    outer = {info.name for info in (*graph.input, *graph.output)}
+
+    def renamed(name: str) -> str:
+        return name if not name or name in outer else f"core{INNER}{name}"
+
+    for node in graph.node:
+        node.name = renamed(node.name)
+        node.input[:] = [renamed(name) for name in node.input]
+        node.output[:] = [renamed(name) for name in node.output]
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    for tensor in graph.initializer:
+        tensor.name = renamed(tensor.name)
+        tensor.ClearField("metadata_props")
+        tensor.ClearField("doc_string")
+    for info in (*graph.input, *graph.output):
+        info.ClearField("metadata_props")
+        info.ClearField("doc_string")
+    graph.ClearField("value_info")
+    graph.ClearField("metadata_props")
+    graph.ClearField("doc_string")
+    graph.name = "core"
+    model.ClearField("metadata_props")
+    model.ClearField("functions")
+    model.ClearField("doc_string")
+    model.ir_version = IR_VERSION
+    model.producer_name = "recsys-moe"
+    model.ClearField("producer_version")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's progress and advice to itself; what fails is raised all the same."""
+    disabled = logging.root.manager.disable
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(disabled)

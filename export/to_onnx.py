@@ -1,0 +1,184 @@
+"""Stage entry point: a run in, one self-contained artifact out."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import hydra
+import onnx
+import polars as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+import recsys_moe
+from export.card import model_card
+from export.columns import raw_feeds
+from export.core import export_core, logit_names, probability_names
+from export.gates import check_batches, check_graph
+from export.graph import IR_VERSION, OPSET, count_operators, merge
+from export.manifest import (
+    CODES,
+    CORE_FILE,
+    MODEL_FILE,
+    NUMBERS,
+    PREPROCESS_FILE,
+    SPEC_FILE,
+    Manifest,
+    list_files,
+)
+from export.parity import awkward_frame, check_parity
+from export.preprocess import preprocess_model
+from export.publish import published, staging
+from export.sample import sample_rows, write_sample
+from export.triton import write_triton
+from recsys_moe.checkpoint import load_config, load_model
+from recsys_moe.command import output_folder, report_errors, run_command
+from recsys_moe.errors import RequestError
+from recsys_moe.files import read_json, sha256_file, write_text
+from recsys_moe.paths import CONF_DIR
+from recsys_moe.progress import say
+from recsys_moe.spec import FeatureSpec
+
+_PROGRAM = "recsys-moe-export"
+
+
+def main() -> None:
+    """Run the export command."""
+    run_command(_main, _PROGRAM)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="export")
+@report_errors(_PROGRAM)
+def _main(cfg: DictConfig) -> None:
+    """Turn a finished run into an artifact."""
+    export_run(
+        Path(cfg.run).absolute(),
+        output_folder(cfg),
+        tolerance=_positive(cfg.tolerance),
+        overwrite=bool(cfg.overwrite),
+    )
+
+
+def export_run(run: Path, output: Path, *, tolerance: float, overwrite: bool) -> Manifest:
+    """Publish a run's best checkpoint as an artifact, or find that it is published already.
+
+    Args:
+        run: The folder of a finished run.
+        output: The artifact's folder; its parent gets a hidden one while this works.
+        tolerance: The largest gap in probability to the checkpoint that may be published.
+        overwrite: Whether another artifact at `output` may be replaced.
+
+    Returns:
+        The artifact's manifest.
+
+    Raises:
+        RequestError: The run is not finished, or `output` belongs to something else.
+        SpecError: The feature spec has no graph.
+        ArtifactError: The graph is not portable, or does not reproduce the checkpoint.
+    """
+    model, spec = load_model(run)
+    evaluation = run / "evaluation.json"
+    metrics = read_json(evaluation) if evaluation.exists() else None
+    identity = {
+        "run": sha256_file(run / "best.ckpt"),
+        "feature spec": spec.digest,
+        "tolerance": tolerance,
+        "evaluation": metrics,
+        "version": recsys_moe.__version__,
+    }
+    done = published(output, identity, overwrite=overwrite)
+    if done is not None:
+        say("export", f"already there: {output}")
+        return done
+    with staging(output) as folder:
+        sample = _read_sample(run, spec)
+        frame = awkward_frame(spec, run, sample)
+        names = [*probability_names(spec), *logit_names(spec)]
+        _write_graphs(model, spec, run, folder)
+        for file in (PREPROCESS_FILE, CORE_FILE, MODEL_FILE):
+            check_graph(folder / file, is_core=file == CORE_FILE)
+        check_batches(
+            folder / MODEL_FILE, lambda rows: raw_feeds(frame.head(rows), spec.columns), names
+        )
+        say("export", f"comparing with the checkpoint on {frame.height:,} raw rows")
+        parity = check_parity(folder, model, spec, run, frame, tolerance=tolerance)
+        say("export", f"largest gap in probability {parity.largest_gap:.2g}")
+        shutil.copyfile(run / SPEC_FILE, folder / SPEC_FILE)
+        description = _model_description(run)
+        name = f"{spec.dataset}-{description['name']}"
+        write_sample(folder, spec, sample_rows(spec, sample), list(probability_names(spec)))
+        write_triton(folder, name, spec.columns, probability_names(spec))
+        about: dict[str, Any] = {
+            "name": name,
+            "inputs": spec.columns,
+            "outputs": probability_names(spec),
+            "logits": logit_names(spec),
+            "opset": OPSET,
+            "ir_version": IR_VERSION,
+            "keys": spec.keys,
+            "user": spec.user,
+            "parity": parity,
+            "metrics": metrics,
+            "data": {
+                "dataset": spec.dataset,
+                "train_rows": spec.train_rows,
+                "train_window": list(spec.train_window) if spec.train_window else None,
+            },
+            "model": description,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "code_version": recsys_moe.__version__,
+            "spec_digest": spec.digest,
+            "run_digest": identity["run"],
+        }
+        write_text(folder / "MODEL_CARD.md", model_card(Manifest(files={}, **about), spec))
+        manifest = Manifest(files=list_files(folder), **about)
+        manifest.save(folder)
+        Manifest.verify(folder)
+    size = sum(record.bytes for record in manifest.files.values())
+    say("export", f"{output}: {size / 1e6:.1f} MB, {', '.join(manifest.outputs)}")
+    return manifest
+
+
+def _write_graphs(model: torch.nn.Module, spec: FeatureSpec, run: Path, folder: Path) -> None:
+    """Write the three graphs and their weights."""
+    preprocess = preprocess_model(spec, run)
+    core = export_core(model, spec, folder)
+    merged = merge(preprocess, core)
+    onnx.save(preprocess, folder / PREPROCESS_FILE)
+    onnx.save(merged, folder / MODEL_FILE)
+    nodes = {
+        name: sum(count_operators(m).values())
+        for name, m in ((PREPROCESS_FILE, preprocess), (CORE_FILE, core))
+    }
+    say(
+        "export",
+        ", ".join(f"{name} {count} nodes" for name, count in nodes.items())
+        + f", boundary {CODES} [{spec.num_slots}] and {NUMBERS} [{spec.num_numbers}]",
+    )
+
+
+def _read_sample(run: Path, spec: FeatureSpec) -> pl.DataFrame:
+    path = run / "sample.parquet"
+    if not path.is_file():
+        raise RequestError(str(path), wanted="the rows that training puts there", got="none")
+    sample = pl.read_parquet(path)
+    raw_feeds(sample.head(1), spec.columns)  # refuses a missing column and another type
+    return sample
+
+
+def _model_description(run: Path) -> dict[str, Any]:
+    """Return the builder's name and sizes from the run's configuration."""
+    values = OmegaConf.to_container(load_config(run).model, resolve=True)
+    assert isinstance(values, dict)
+    sizes = {str(key): value for key, value in values.items() if not str(key).startswith("_")}
+    return {"name": str(values["_target_"]).rpartition(".")[2], "sizes": sizes}
+
+
+def _positive(tolerance: Any) -> float:
+    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not tolerance > 0:
+        raise RequestError("tolerance", wanted="a number above 0", got=repr(tolerance))
+    return float(tolerance)
+
+
+if __name__ == "__main__":
+    main()

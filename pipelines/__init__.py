@@ -1,0 +1,1 @@
+"""Raw logs in; prepared rows, training tensors and the feature spec out."""

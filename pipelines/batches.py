@@ -1,0 +1,14 @@
+"""Prepared rows in order, a bounded number at a time."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import polars as pl
+
+BATCH_ROWS = 65_536
+
+
+def batches(folder: Path, columns: Iterable[str]) -> Iterator[pl.DataFrame]:
+    """Yield the rows of a folder of parquet files, file by file in name order, as they stand."""
+    rows = pl.scan_parquet(folder / "*.parquet").select(list(dict.fromkeys(columns)))
+    yield from rows.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True, engine="streaming")

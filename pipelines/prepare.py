@@ -1,0 +1,173 @@
+"""Raw rows to prepared rows: labelled, split, checked, and sunk to parquet in their order."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from pipelines.labels import label, label_fault
+from pipelines.logs import ORIGINAL, LogFile, count_rows, readable, scan_logs
+from pipelines.roles import SPLITS, Dataset
+from pipelines.split import split_of, time_starts
+from recsys_moe.errors import DataError, RequestError
+from recsys_moe.files import whole_file
+from recsys_moe.spec import Column
+
+ROW_GROUP_ROWS = 65_536
+_SPLIT, _REASON = "\x1fassigned", "\x1freason"
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """How many rows came, where they went, and the span of time of the train split."""
+
+    rows_in: int
+    rows: dict[str, int]
+    quarantined: dict[str, int]
+    train_window: tuple[int, int] | None
+
+
+def prepared_files(output: Path, split: str) -> Path:
+    """Return the folder of a split's prepared rows."""
+    return output / "prepared" / split
+
+
+def prepare(
+    dataset: Dataset,
+    logs: list[LogFile],
+    columns: dict[str, Column],
+    output: Path,
+    max_quarantine_share: float,
+) -> Prepared:
+    """Write `prepared/<split>/` and `quarantine/`; no row is lost between them.
+
+    Raises:
+        RequestError: The source is unreadable or empty, or a split has no rows.
+        DataError: More than `max_quarantine_share` of the rows cannot be used.
+    """
+    rows_in = count_rows(dataset.source, logs)
+    if not rows_in:
+        raise RequestError(f"dataset {dataset.name!r}, source", wanted="rows", got="none")
+    with readable(f"dataset {dataset.name!r}, source", dataset.source.format):
+        rows = _plan(dataset, scan_logs(dataset.source, logs, columns), columns)
+        _sink(dataset, rows, columns, output)
+        window = _train_window(dataset, rows)
+    counts = {split: _height(prepared_files(output, split)) for split in SPLITS}
+    reasons = (
+        pl.scan_parquet(output / "quarantine" / "*.parquet")
+        .group_by("reason")
+        .len()
+        .sort("len", "reason", descending=[True, False])
+        .collect()
+    )
+    quarantined = dict(reasons.iter_rows())
+    num_bad = sum(quarantined.values())
+    if rows_in != sum(counts.values()) + num_bad:
+        raise RuntimeError(f"{rows_in} rows came, {counts} and {num_bad} quarantined went")
+    if num_bad > max_quarantine_share * rows_in:
+        reason, count = reasons.row(0)
+        raise DataError(
+            f"dataset {dataset.name!r}: wanted at most {max_quarantine_share:.2%} of the rows in "
+            f"quarantine, got {num_bad:,} of {rows_in:,} ({num_bad / rows_in:.2%}), "
+            f"{count:,} of them with {reason!r}. See {output / 'quarantine'}."
+        )
+    for split, count in counts.items():
+        if not count:
+            what = f"dataset {dataset.name!r}, split"
+            raise RequestError(what, wanted=f"rows in {split}", got=f"none of {rows_in:,}")
+    return Prepared(rows_in, counts, quarantined, window)
+
+
+def _plan(dataset: Dataset, rows: pl.LazyFrame, columns: dict[str, Column]) -> pl.LazyFrame:
+    """Add the split of each row and the first reason, if any, why it cannot be used."""
+    reasons = list(_reasons(dataset, columns))
+    split, starts = dataset.split, (0, 0)
+    if split.by == "time":
+        sound = rows.filter(pl.coalesce(reasons).is_null()) if reasons else rows
+        starts = time_starts(sound, split)
+    assigned = split_of(split, columns.get(split.column or ""), starts)
+    unassigned = pl.when(pl.col(_SPLIT).is_null()).then(
+        pl.lit(f"split: no rule for the value of {split.column}")
+        if split.by == "column"
+        else pl.lit(f"split: {split.column} is missing")
+    )
+    return rows.with_columns(assigned.alias(_SPLIT)).with_columns(
+        pl.coalesce([*reasons, unassigned]).alias(_REASON)
+    )
+
+
+def _reasons(dataset: Dataset, columns: dict[str, Column]) -> Iterator[pl.Expr]:
+    """Yield, for each way a row can be unusable, the reason where it is and null elsewhere."""
+    for key in dataset.keys:
+        yield pl.when(pl.col(key).is_null()).then(pl.lit(f"key {key}: missing"))
+    for task in dataset.tasks:
+        yield label_fault(task, columns[task.column])
+    if dataset.row_weight:
+        weight = pl.col(dataset.row_weight).cast(pl.Float32)
+        sound = weight.is_finite() & (weight >= 0)
+        yield pl.when(~sound.fill_null(False)).then(
+            pl.lit(f"row weight {dataset.row_weight}: not a finite number from 0 up")
+        )
+
+
+def _sink(dataset: Dataset, rows: pl.LazyFrame, columns: dict[str, Column], output: Path) -> None:
+    """Run the plan once, into one file per split and one for quarantine."""
+    kept = ["row_id", *dataset.keys, dataset.user, *dataset.input_columns, dataset.row_weight]
+    prepared = [
+        *(pl.col(name) for name in dict.fromkeys(name for name in kept if name)),
+        *(label(task, columns[task.column]) for task in dataset.tasks),
+    ]
+    originals = [name for name in rows.collect_schema() if name.startswith(ORIGINAL)]
+    quarantine = [
+        pl.col("row_id"),
+        pl.col(_REASON).alias("reason"),
+        *(pl.col(name).alias(_original_name(name.removeprefix(ORIGINAL))) for name in originals),
+    ]
+    with ExitStack() as stack:
+
+        def sink(frame: pl.LazyFrame, folder: Path) -> pl.LazyFrame:
+            path = stack.enter_context(whole_file(folder / "part-00000.parquet"))
+            sunk = frame.sink_parquet(
+                path,
+                compression="zstd",
+                row_group_size=ROW_GROUP_ROWS,
+                maintain_order=True,
+                lazy=True,
+            )
+            return sunk if sunk is not None else frame
+
+        sound = rows.filter(pl.col(_REASON).is_null())
+        sinks = [
+            sink(
+                sound.filter(pl.col(_SPLIT) == split).select(prepared),
+                prepared_files(output, split),
+            )
+            for split in SPLITS
+        ]
+        bad = rows.filter(pl.col(_REASON).is_not_null()).select(quarantine)
+        sinks.append(sink(bad, output / "quarantine"))
+        pl.collect_all(sinks, engine="streaming")
+
+
+def _original_name(name: str) -> str:
+    return f"{name}_source" if name in ("row_id", "reason") else name
+
+
+def _train_window(dataset: Dataset, rows: pl.LazyFrame) -> tuple[int, int] | None:
+    """Return the first and last timestamp of the train split, if the split is by time."""
+    if dataset.split.by != "time":
+        return None
+    time = pl.col(dataset.split.column or "")
+    train = rows.filter(pl.col(_REASON).is_null() & (pl.col(_SPLIT) == "train"))
+    first, last = (
+        train.select(time.min().alias("first"), time.max().alias("last"))
+        .collect(engine="streaming")
+        .row(0)
+    )
+    return None if first is None else (first, last)
+
+
+def _height(folder: Path) -> int:
+    return int(pl.scan_parquet(folder / "*.parquet").select(pl.len()).collect().item())

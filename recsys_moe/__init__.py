@@ -1,0 +1,3 @@
+"""Multi-task recommendation models with gated experts, from raw logs to an ONNX artifact."""
+
+__version__ = "0.1.0"

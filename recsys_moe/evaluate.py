@@ -1,0 +1,103 @@
+"""A run and its features in, metrics of each task in its own space out: `recsys-moe-evaluate`."""
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from recsys_moe.command import report_errors, run_command
+from recsys_moe.errors import RequestError
+from recsys_moe.files import SUCCESS, read_json, sha256_file, write_json
+from recsys_moe.paths import CONF_DIR
+from recsys_moe.progress import say
+
+PROGRAM = "recsys-moe-evaluate"
+BATCH_ROWS = 8192
+
+
+def main() -> None:
+    """Run the command."""
+    run_command(_main, PROGRAM)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="evaluate")
+@report_errors(PROGRAM)
+def _main(cfg: DictConfig) -> None:
+    run, features = Path(cfg.run).absolute(), Path(cfg.features).absolute()
+    for name, folder, what in (("run", run, "run"), ("features", features, "features folder")):
+        if not (folder / SUCCESS).exists():
+            raise RequestError(
+                f"{name}={cfg[name]}", wanted=f"a finished {what}", got="none or an unfinished one"
+            )
+    spec_file = "feature_spec.json"
+    if sha256_file(run / spec_file) != sha256_file(features / spec_file):
+        raise RequestError(
+            f"features={cfg.features}",
+            wanted="the features the run was trained on, or new rows encoded like them",
+            got=f"another feature spec, of dataset {_dataset(features)!r} "
+            f"(the run: {_dataset(run)!r})",
+        )
+    result = evaluate(run, features, cfg.split)
+    print(table(result))
+    say("evaluate", f"{run / 'evaluation.json'}")
+
+
+def evaluate(run: Path, features: Path, split: str) -> dict[str, Any]:
+    """Measure a run's best checkpoint on a split; an unchanged evaluation.json is read back.
+
+    Raises:
+        RequestError: A task has only one class among the rows of its own space.
+    """
+    identity = {
+        "checkpoint": sha256_file(run / "best.ckpt"),
+        "features": sha256_file(features / SUCCESS),
+    }
+    known = run / "evaluation.json"
+    if known.exists():
+        before: dict[str, Any] = read_json(known)
+        if {**identity, "split": split}.items() <= before.items():
+            return before
+    from recsys_moe.checkpoint import load_model
+    from recsys_moe.datamodule import Split
+    from recsys_moe.predict import predict_split
+    from recsys_moe.predictions import evaluate_outputs
+
+    model, spec = load_model(run)
+    data = Split(features, split, spec)
+    logits, labels, known_labels = predict_split(model, data, BATCH_ROWS)
+    tasks = evaluate_outputs(spec, logits, labels, known_labels, data.users)
+    for name, metrics in tasks.items():
+        if metrics["auc"] is None:
+            raise RequestError(
+                f"split={split}, {name}",
+                wanted="positives and negatives",
+                got=f"{metrics['positives']} positives in {metrics['rows']} rows",
+            )
+    result = {"split": split, "rows": data.num_rows, "tasks": tasks, **identity}
+    write_json(known, result)
+    return result
+
+
+def table(result: dict[str, Any]) -> str:
+    """Lay an evaluation out for a terminal."""
+    columns = ("rows", "positives", "auc", "log_loss", "ne", "calibration", "gauc")
+    lines = [f"{result['split']} split".ljust(26) + "".join(f"{name:>12}" for name in columns)]
+    for task, metrics in result["tasks"].items():
+        cells = (_cell(metrics[name]) for name in columns)
+        lines.append(f"  {task}".ljust(26) + "".join(f"{cell:>12}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _cell(value: float | int | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.5f}"
+
+
+def _dataset(folder: Path) -> Any:
+    return read_json(folder / "feature_spec.json").get("dataset")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Logits and labels -> one loss per task, over the rows that say something of it.
+
+All are binary cross-entropies in float32, averaged over rows with `known * sample weight` and times
+the task's weight. An unknown label never counts as a negative.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recsys_moe.batch import Batch
+from recsys_moe.errors import RequestError
+from recsys_moe.spec import FeatureSpec, Task
+
+
+class TaskLosses(nn.Module):
+    """Learn each task in its own space, or a chained one over the entire space.
+
+    In its own space, a task's loss is over the rows that are positives of every task above it. Over
+    the entire space (ESMM, Ma et al., SIGIR 2018, eq. 4) it is that of the product of the chain,
+    log p(a and b) = log p(a) + log p(b), over all rows: P(b given a) is learnt without selection.
+    """
+
+    def __init__(self, spec: FeatureSpec, *, entire_space: bool) -> None:
+        super().__init__()
+        self.tasks: tuple[Task, ...] = spec.tasks
+        self.chains = {task: spec.chain(task) for task in spec.task_names}
+        self.entire_space = entire_space
+
+    def forward(self, logits: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Return the tasks' losses, scalars, already times their weights."""
+        losses = {}
+        for task in self.tasks:
+            chain = self.chains[task.name]
+            if self.entire_space and len(chain) > 1:
+                loss_B, counts_B = _chain_loss(logits, batch, chain)
+            else:
+                loss_B, counts_B = _own_loss(logits, batch, chain)
+            counts_B = counts_B * batch.weights
+            mean = (loss_B * counts_B).sum() / counts_B.sum().clamp(min=1e-6)
+            losses[task.name] = task.weight * mean
+        return losses
+
+
+def per_task(spec: FeatureSpec) -> TaskLosses:
+    """Learn every task in its own space."""
+    return TaskLosses(spec, entire_space=False)
+
+
+def entire_space(spec: FeatureSpec) -> TaskLosses:
+    """Learn chained tasks over all rows; refused where no task is chained."""
+    if all(task.space == "all" for task in spec.tasks):
+        raise RequestError(
+            "loss=entire_space",
+            wanted="a task whose space is another task",
+            got=f"the independent tasks {', '.join(spec.task_names)}",
+        )
+    return TaskLosses(spec, entire_space=True)
+
+
+def auto(spec: FeatureSpec) -> TaskLosses:
+    """Learn over the entire space where a task's space is another task, per task elsewhere."""
+    return TaskLosses(spec, entire_space=True)
+
+
+def _own_loss(
+    logits: dict[str, Tensor], batch: Batch, chain: tuple[str, ...]
+) -> tuple[Tensor, Tensor]:
+    *above, task = chain
+    loss_B = F.binary_cross_entropy_with_logits(
+        logits[task].float(), batch.labels[task], reduction="none"
+    )
+    counts_B = batch.known[task]
+    for parent in above:
+        counts_B = counts_B * batch.known[parent] * batch.labels[parent]
+    return loss_B, counts_B
+
+
+def _chain_loss(
+    logits: dict[str, Tensor], batch: Batch, chain: tuple[str, ...]
+) -> tuple[Tensor, Tensor]:
+    """Return the loss of a product, known as soon as one factor is a known negative."""
+    log_p_B = torch.stack([F.logsigmoid(logits[task].float()) for task in chain]).sum(0)
+    log_rest_B = torch.log(-torch.expm1(log_p_B.clamp(max=-1e-6)))  # log(1 - p)
+    positive_B = torch.stack([batch.known[task] * batch.labels[task] for task in chain]).prod(0)
+    open_B = torch.ones_like(positive_B)  # every factor so far a known positive
+    negative_B = torch.zeros_like(positive_B)
+    for task in chain:
+        negative_B = negative_B + open_B * batch.known[task] * (1 - batch.labels[task])
+        open_B = open_B * batch.known[task] * batch.labels[task]
+    loss_B = -(positive_B * log_p_B + negative_B * log_rest_B)
+    return loss_B, positive_B + negative_B

@@ -1,0 +1,1 @@
+"""Building blocks of every architecture: one idea a file."""

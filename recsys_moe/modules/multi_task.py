@@ -1,0 +1,73 @@
+r"""The whole model: embeddings, a mixture, one tower per task.
+
+Shapes: B batch, S code slots, K number columns, D input width, H mixture width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recsys_moe.modules.embeddings import Embeddings
+
+
+class Tower(nn.Module):
+    """One task's network above the mixture: hidden layers with ReLU, then a logit."""
+
+    def __init__(self, input_width: int, widths: Sequence[int], *, dropout: float = 0.0) -> None:
+        super().__init__()
+        ins = [input_width, *widths]
+        self.hidden = nn.ModuleList(nn.Linear(i, o) for i, o in zip(ins[:-1], widths, strict=True))
+        self.logit = nn.Linear(ins[-1], 1)
+        self.dropout = dropout
+
+    def forward(self, h_BH: Tensor) -> Tensor:
+        """Return a logit per row, (B,)."""
+        for layer in self.hidden:
+            h_BH = F.dropout(F.relu(layer(h_BH)), self.dropout, self.training)
+        logit_B1: Tensor = self.logit(h_BH)
+        return logit_B1.squeeze(-1)
+
+
+class MultiTaskModel(nn.Module):
+    """From codes and numbers to one logit per task, P(task given its space)."""
+
+    def __init__(
+        self,
+        embeddings: Embeddings,
+        mixture: nn.Module,
+        towers: dict[str, Tower],
+        *,
+        embedding_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.embeddings, self.mixture = embeddings, mixture
+        self.tasks = tuple(towers)
+        self.towers = nn.ModuleList(towers.values())  # a task's name may hold a dot
+        self.embedding_dropout = embedding_dropout
+
+    def forward(self, codes_BS: Tensor, numbers_BK: Tensor) -> dict[str, Tensor]:
+        """Return the tasks' logits, (B,) each, from int32 codes and float32 numbers."""
+        e_BD = F.dropout(self.embeddings(codes_BS), self.embedding_dropout, self.training)
+        x_BD = torch.cat([e_BD, numbers_BK.to(e_BD.dtype)], dim=1)
+        mixed = self.mixture(x_BD)
+        return {
+            task: tower(h_BH)
+            for task, tower, h_BH in zip(self.tasks, self.towers, mixed, strict=True)
+        }
+
+
+class SeparateModels(nn.Module):
+    """One whole model per task with nothing shared, the baseline that shows transfer."""
+
+    def __init__(self, models: Sequence[MultiTaskModel]) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(self, codes_BS: Tensor, numbers_BK: Tensor) -> dict[str, Tensor]:
+        """Return the tasks' logits, (B,) each."""
+        logits: dict[str, Tensor] = {}
+        for model in self.models:
+            logits |= model(codes_BS, numbers_BK)
+        return logits

@@ -1,0 +1,122 @@
+"""The LightningModule: steps, logging and optimisers, and not one parameter of its own."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from recsys_moe.batch import Batch
+from recsys_moe.errors import RecsysMoeError
+from recsys_moe.predictions import evaluate_outputs
+from recsys_moe.spec import FeatureSpec
+
+MakeOptimizer = Callable[[nn.Module, int], tuple[Optimizer, LRScheduler]]
+
+
+class Ranker(LightningModule):
+    """Train a multi-task model. What is learnt lives in `model`; this class only drives it."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: nn.Module,
+        spec: FeatureSpec,
+        make_optimizer: MakeOptimizer,
+        *,
+        num_steps: int,
+        log_every_steps: int,
+    ) -> None:
+        """Take what drives the training.
+
+        `num_steps` is that of the whole training. Asking the trainer for it (its
+        `estimated_stepping_batches`) would make Lightning start the loader before a checkpoint's
+        position reaches it, and a resumed epoch would begin anew.
+        """
+        super().__init__()
+        self.model, self.loss, self.spec = model, loss, spec
+        self.make_optimizer = make_optimizer
+        self.num_steps, self.log_every_steps = num_steps, log_every_steps
+        self._history: list[Tensor] = []
+        self._seen: list[tuple[dict[str, Tensor], Batch]] = []
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the sum of the tasks' losses; their history stays on the device until logged."""
+        losses_T = torch.stack(list(self.loss(self._logits(batch), batch).values()))
+        self._history.append(losses_T.detach())
+        return losses_T.sum()
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Log the mean losses every `log_every_steps` steps, and refuse to go on from NaN."""
+        if len(self._history) < self.log_every_steps and not self.trainer.is_last_batch:
+            return
+        means = torch.stack(self._history).mean(0).tolist()
+        self._history.clear()
+        names = [f"train/loss/{task}" for task in self.spec.task_names]
+        if not np.isfinite(means).all():
+            raise RecsysMoeError(
+                f"training, step {self.global_step}: wanted finite losses, "
+                f"got {dict(zip(names, means, strict=True))}. A lower optimizer.lr may help."
+            )
+        rates = cast(list[float], self.lr_schedulers().get_last_lr())  # type: ignore[union-attr]
+        for logger in self.loggers:
+            logger.log_metrics(
+                {**dict(zip(names, means, strict=True)), "lr": rates[-1]}, self.global_step - 1
+            )
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Keep logits and labels for the metrics of the whole split."""
+        self._seen.append((self._logits(batch), batch))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log every output's AUC and log loss in its own space, and their means over the tasks."""
+        results = evaluate_outputs(
+            self.spec,
+            {task: _joined([logits[task] for logits, _ in self._seen]) for task in self._tasks},
+            {
+                task: _joined([batch.labels[task] for _, batch in self._seen])
+                for task in self._tasks
+            },
+            {task: _joined([batch.known[task] for _, batch in self._seen]) for task in self._tasks},
+        )
+        self._seen.clear()
+        for metric in ("auc", "log_loss"):
+            for name, result in results.items():
+                self.log(f"valid/{metric}/{name}", _number(result[metric]))
+            mean = np.mean([_number(results[task][metric]) for task in self._tasks])
+            self.log(f"valid/{metric}", float(mean))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the losses not logged yet: a resumed run logs what an undisturbed one does."""
+        checkpoint["loss_history"] = [losses_T.cpu() for losses_T in self._history]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the losses not logged yet."""
+        self._history = [losses_T.to(self.device) for losses_T in checkpoint["loss_history"]]
+
+    def configure_optimizers(self) -> Any:
+        """Hand the module to the optimiser's builder, which may treat tables in their own way."""
+        optimizer, schedule = self.make_optimizer(self.model, self.num_steps)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    @property
+    def _tasks(self) -> tuple[str, ...]:
+        return self.spec.task_names
+
+    def _logits(self, batch: Batch) -> dict[str, Tensor]:
+        return cast(dict[str, Tensor], self.model(batch.codes, batch.numbers))
+
+
+def _joined(parts: list[Tensor]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return torch.cat(parts).double().cpu().numpy()
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value

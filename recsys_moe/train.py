@@ -1,0 +1,147 @@
+"""Training set in, checkpoints out: the `recsys-moe-train` command."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import hydra
+import polars as pl
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from recsys_moe.command import output_folder, report_errors, run_command
+from recsys_moe.errors import RequestError
+from recsys_moe.files import (
+    REQUEST,
+    SUCCESS,
+    claim,
+    digest,
+    finish,
+    is_done,
+    read_json,
+    sha256_file,
+    whole_file,
+    write_text,
+)
+from recsys_moe.paths import CONF_DIR
+from recsys_moe.progress import say
+from recsys_moe.spec import FeatureSpec
+
+PROGRAM = "recsys-moe-train"
+
+
+def main() -> None:
+    """Run the command."""
+    run_command(_main, PROGRAM)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
+@report_errors(PROGRAM)
+def _main(cfg: DictConfig) -> None:
+    features, output = Path(cfg.features).absolute(), output_folder(cfg)
+    if not (features / SUCCESS).exists():
+        raise RequestError(
+            f"features={cfg.features}",
+            wanted="a finished features folder",
+            got="an unfinished one" if (features / REQUEST).exists() else "none",
+        )
+    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    plain = {key: settings[key] for key in settings.keys() - {"features", "output", "overwrite"}}
+    request = {
+        "command": PROGRAM,
+        "config": plain,
+        "features": digest(read_json(features / REQUEST)),
+        "feature_spec": sha256_file(features / "feature_spec.json"),
+    }
+    if is_done(output, request, overwrite=cfg.overwrite):
+        say("train", f"{output} is finished, nothing to do")
+        return
+    _check(cfg, FeatureSpec.load(features / "feature_spec.json"))
+    _train(cfg, features, output, request)
+
+
+def _check(cfg: DictConfig, spec: FeatureSpec) -> None:
+    """Refuse numbers and names that no part below could use."""
+    smallest = {
+        "batch_size": 1,
+        "max_epochs": 1,
+        "patience": 0,
+        "checkpoint_every_seconds": 0,
+        "log_every_steps": 1,
+        "seed": 0,
+    }
+    for name, least in smallest.items():
+        value = cfg[name]
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < least:
+            raise RequestError(name, wanted=f"a number of at least {least}", got=repr(value))
+    monitors = [
+        f"valid/{metric}{output}"
+        for metric in ("auc", "log_loss")
+        for output in ("", *(f"/{name}" for name, _ in spec.outputs()))
+    ]
+    for name, choices in (("monitor", monitors), ("mode", ["max", "min"])):
+        if cfg[name] not in choices:
+            wanted = " or ".join(choices)
+            raise RequestError(name, wanted=wanted, got=repr(cfg[name]), choices=choices)
+
+
+def _train(cfg: DictConfig, features: Path, output: Path, request: dict[str, Any]) -> None:
+    """Build everything, so that a wrong request leaves no trace, then claim the folder and fit."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded
+    import torch
+    from pytorch_lightning import seed_everything
+
+    from recsys_moe.checkpoint import check_targets
+    from recsys_moe.datamodule import DataModule
+    from recsys_moe.fit import check_device, fit
+    from recsys_moe.models import num_parameters
+    from recsys_moe.ranker import Ranker
+    from recsys_moe.run_files import Checkpoints
+
+    check_targets(cfg)
+    check_device(cfg.trainer.accelerator, cfg.trainer.devices)
+    seed_everything(cfg.seed, verbose=False)
+    torch.set_float32_matmul_precision("high" if torch.cuda.is_available() else "medium")
+    spec = FeatureSpec.load(features / "feature_spec.json")
+    data = DataModule(features, spec, batch_size=cfg.batch_size, seed=cfg.seed)
+    model = instantiate(cfg.model, _convert_="all")(spec)
+    ranker = Ranker(
+        model,
+        instantiate(cfg.loss)(spec),
+        spec,
+        instantiate(cfg.optimizer),
+        num_steps=cfg.max_epochs * len(data.train_dataloader()),
+        log_every_steps=cfg.log_every_steps,
+    )
+    checkpoints = Checkpoints(
+        output,
+        monitor=cfg.monitor,
+        mode=cfg.mode,
+        patience=cfg.patience,
+        every_seconds=cfg.checkpoint_every_seconds,
+    )
+    claim(output, request, overwrite=cfg.overwrite)
+    write_text(output / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    _copy_features(features, output)
+    say(
+        "train",
+        f"{spec.dataset}: {data.train.num_rows:,} train and {data.valid.num_rows:,} validation "
+        f"rows, {num_parameters(model):,} parameters, {cfg.trainer.accelerator}",
+    )
+    fit(ranker, data, output, instantiate(cfg.trainer), checkpoints, max_epochs=cfg.max_epochs)
+    finish(output, {"parameters": num_parameters(model), cfg.monitor: checkpoints.best})
+    say("train", f"best {cfg.monitor} {checkpoints.best:.5f}  {output}")
+
+
+def _copy_features(features: Path, output: Path) -> None:
+    """Keep with the run what export needs: spec, vocabularies and some real rows."""
+    shutil.copyfile(features / "feature_spec.json", output / "feature_spec.json")
+    shutil.copytree(features / "vocab", output / "vocab", dirs_exist_ok=True)
+    rows = pl.scan_parquet(sorted((features / "prepared" / "valid").glob("*.parquet"))).head(1000)
+    with whole_file(output / "sample.parquet") as partial:
+        rows.collect().write_parquet(partial)
+
+
+if __name__ == "__main__":
+    main()

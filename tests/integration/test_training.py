@@ -1,0 +1,191 @@
+"""The train command on real files: what it writes, how it comes back, what it refuses."""
+
+import csv
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from recsys_moe import evaluate, train
+
+MakeFeatures = Callable[..., Path]
+SMALL = ["batch_size=64", "max_epochs=2", "model.widths=[16,8]", "model.dropout=0.1"]
+_FORKSERVER = multiprocessing.get_context("forkserver")
+_FORKSERVER.set_forkserver_preload(["recsys_moe.train", "recsys_moe.fit"])
+
+
+def run(*arguments: str, silent: bool = False) -> None:
+    """Run the command as a user would, in this process."""
+    sys.argv = ["recsys-moe-train", *arguments]
+    if silent:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (until the child ends)
+    train.main()
+
+
+def in_child(*arguments: str) -> multiprocessing.process.BaseProcess:
+    child = _FORKSERVER.Process(target=run, args=arguments, kwargs={"silent": True})
+    child.start()
+    return child
+
+
+def weights(run_folder: Path, name: str = "last.ckpt") -> dict[str, torch.Tensor]:
+    return torch.load(run_folder / name, weights_only=True)["state_dict"]
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    for name in ("last.ckpt", "best.ckpt"):
+        for key, value in weights(expected, name).items():
+            assert torch.equal(weights(found, name)[key], value), (name, key)
+    assert (found / "metrics.csv").read_bytes() == (expected / "metrics.csv").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def features(make_features: MakeFeatures) -> Path:
+    return make_features(rows=1500)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("undisturbed") / "run"
+    child = in_child(f"features={features}", f"output={output}", *SMALL)
+    child.join()
+    assert child.exitcode == 0
+    return output
+
+
+def test_a_run_holds_its_files_and_every_epoch(undisturbed: Path) -> None:
+    names = {path.name for path in undisturbed.iterdir()}
+    rows = list(csv.DictReader((undisturbed / "metrics.csv").open()))
+
+    assert {"config.yaml", "feature_spec.json", "vocab", "sample.parquet"} <= names
+    assert {"last.ckpt", "best.ckpt", "metrics.csv", "tensorboard", "_SUCCESS"} <= names
+    assert [row["epoch"] for row in rows if row["valid/auc"]] == ["0", "1"]
+
+
+def test_ten_kills_leave_the_weights_of_the_undisturbed_run(
+    features: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    arguments = [f"features={features}", f"output={output}", *SMALL, "checkpoint_every_seconds=0"]
+    moments = random.Random(7)
+    kills = 0
+    for _ in range(10):
+        child = in_child(*arguments)
+        child.join(timeout=moments.uniform(0.3, 1.6))
+        if child.is_alive():
+            os.kill(child.pid, signal.SIGKILL)  # type: ignore[arg-type]
+            kills += 1
+        child.join()
+    child = in_child(*arguments)
+    child.join()
+
+    assert child.exitcode == 0
+    assert kills >= 5, "the job was too quick to be killed"
+    assert_same_run(output, undisturbed)
+
+
+def test_a_stopped_run_stays_stopped(features: Path, tmp_path: Path) -> None:
+    """Killed between its last checkpoint and its success mark, it must not train on."""
+    output = tmp_path / "run"
+    arguments = [
+        f"features={features}",
+        f"output={output}",
+        *SMALL,
+        "max_epochs=9",
+        "patience=1",
+        "optimizer.lr=0",
+        "optimizer.table_lr=0",
+    ]
+    child = in_child(*arguments)
+    child.join()
+    before = weights(output)
+    epochs = (output / "metrics.csv").read_text()
+    (output / "_SUCCESS").unlink()
+
+    child = in_child(*arguments)
+    child.join()
+
+    assert child.exitcode == 0
+    assert (output / "metrics.csv").read_text() == epochs
+    assert all(torch.equal(weights(output)[key], value) for key, value in before.items())
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
+    features: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    children = [
+        in_child(f"features={features}", f"output={tmp_path / str(seed)}", *SMALL, f"seed={seed}")
+        for seed in (1, 2)
+    ]
+    for child in children:
+        child.join()
+
+    assert_same_run(tmp_path / "1", undisturbed)
+    assert any(
+        not torch.equal(weights(tmp_path / "2")[k], v) for k, v in weights(undisturbed).items()
+    )
+
+
+def test_a_finished_run_is_left_alone(
+    features: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (undisturbed / "last.ckpt").stat().st_mtime_ns
+    started = time.monotonic()
+    run(f"features={features}", f"output={undisturbed}", *SMALL)
+
+    assert time.monotonic() - started < 5
+    assert "nothing to do" in capsys.readouterr().out
+    assert (undisturbed / "last.ckpt").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["model=pel"], "Did you mean 'ple'?"),
+        (["model.num_shared_expert=3"], "Did you mean 'model.num_shared_experts'?"),
+        (["optimizer.lrr=3"], "Did you mean 'optimizer.lr'?"),
+        (["trainer=gpu"], "wanted 1 CUDA device, got none"),
+        (["model.widths=[0]"], "model.widths: wanted whole numbers of at least 1"),
+        (["max_epochs=3"], "another config.max_epochs"),
+        (["features=nowhere"], "wanted a finished features folder, got none"),
+        (["monitor=valid/acu"], "monitor"),
+        (["model._target_=os.system"], "model._target_"),
+        (["batch_size=0"], "batch_size"),
+    ],
+)
+def test_a_wrong_request_ends_with_2_and_one_line(
+    features: Path,
+    undisturbed: Path,
+    tmp_path: Path,
+    overrides: list[str],
+    line: str,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    output = undisturbed if "max_epochs=3" in overrides else tmp_path / "run"
+    with pytest.raises(SystemExit) as stopped:
+        run(f"features={features}", f"output={output}", *SMALL, *overrides)
+
+    error = capfd.readouterr().err
+    assert stopped.value.code == 2
+    assert error.count("\n") == 1
+    assert error.startswith("recsys-moe-train: ")
+    assert line in error
+
+
+def test_an_evaluation_needs_the_features_of_the_run(
+    undisturbed: Path, make_features: MakeFeatures, capfd: pytest.CaptureFixture[str]
+) -> None:
+    other = make_features(rows=40, seed=5)
+    sys.argv = ["recsys-moe-evaluate", f"run={undisturbed}", f"features={other}"]
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main()
+
+    assert stopped.value.code == 2
+    assert "another feature spec" in capfd.readouterr().err

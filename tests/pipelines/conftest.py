@@ -1,0 +1,89 @@
+"""Fixtures: a dataset on disk from frames and roles, and the features built from it."""
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import yaml
+
+from pipelines import build
+
+Value = dict[str, Any]
+TASKS = [{"name": "click", "label": "click"}]
+
+
+def dataset_value(features: list[Value], **more: Any) -> Value:
+    """The values of a dataset file over train.parquet and test.parquet."""
+    value: Value = {
+        "name": "toy",
+        "source": {"format": "parquet", "train": "train.parquet", "test": "test.parquet"},
+        "split": {"by": "file", "valid_share": 0.3, "seed": 1},
+        "tasks": TASKS,
+        "features": features,
+    }
+    return {**value, **more}
+
+
+@pytest.fixture
+def dataset_of() -> Callable[..., Value]:
+    return dataset_value
+
+
+@pytest.fixture
+def build_features(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes frames as parquet files and builds features from them."""
+    made = []
+
+    def make(value: Value, frames: Mapping[str, pl.DataFrame], **more: Any) -> Path:
+        folder = tmp_path / f"set{len(made)}"
+        folder.mkdir()
+        made.append(folder)
+        for name, frame in frames.items():
+            if name.endswith(".csv"):
+                frame.write_csv(folder / name)
+            else:
+                frame.write_parquet(folder / f"{name}.parquet", row_group_size=97)
+        options = {"max_quarantine_share": 0.01, "overwrite": False, **more}
+        build.build(value, folder=folder, output=folder / "out", **options)
+        return folder / "out"
+
+    return make
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """Return a function that runs the console command; it returns exit code and stderr."""
+
+    def run(*arguments: str, dataset: Value | str | None = None) -> tuple[int, str]:
+        conf = tmp_path / "conf" / "dataset"
+        conf.mkdir(parents=True, exist_ok=True)
+        if dataset is not None:
+            text = dataset if isinstance(dataset, str) else yaml.safe_dump(dataset)
+            (conf / "toy.yaml").write_text(text)
+            arguments = ("dataset=toy", f"output={tmp_path / 'out'}", *arguments)
+        program = ["recsys-moe-features", "--config-dir", str(conf.parent), *arguments]
+        monkeypatch.setattr(sys, "argv", program)
+        code = 0
+        try:
+            build.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, capfd.readouterr().err
+
+    return run
+
+
+@pytest.fixture
+def contents() -> Callable[[Path], dict[str, bytes]]:
+    """Return a function that reads all files below a folder."""
+
+    def read(folder: Path) -> dict[str, bytes]:
+        files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+    return read
