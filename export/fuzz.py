@@ -85,8 +85,8 @@ def _pools(
         if feature.column != column.name:
             continue
         if isinstance(feature, Categorical):
-            listed = read_vocabulary(folder, spec.table(feature.table)).to_list()
-            pools.append(listed[:_MAX_KNOWN] + listed[-_MAX_KNOWN:])
+            listed = read_vocabulary(folder, spec.table(feature.table))
+            pools.append([*listed.head(_MAX_KNOWN), *listed.tail(_MAX_KNOWN)])
         elif isinstance(feature, Bucketized):
             pools.append(_near(feature.edges, column))
         elif isinstance(feature, Numeric):

@@ -139,8 +139,10 @@ def _check_ours(output: Path) -> None:
         if path.name not in known and not path.match(_TEMPORARY)
     )
     started = output / REQUEST
-    if not strange and started.exists() and read_json(started).get("stage") != STAGE:
-        strange = [f"{REQUEST} of another command"]
+    if not strange and started.exists():
+        request = read_json(started)
+        if not isinstance(request, dict) or request.get("stage") != STAGE:
+            strange = [f"{REQUEST} of another command"]
     if strange:
         raise RequestError(
             f"output={output}",

@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,8 @@ class Unit:
         Raises:
             RequestError: The file changed since its footer was read, or its pages are damaged.
         """
-        with reading(self.file.path), pq.ParquetFile(self.file.path, pre_buffer=False) as file:
+        path, metadata = self.file.path, _metadata(self.file.path, self.file.footer_sha256)
+        with reading(path), pq.ParquetFile(path, metadata=metadata, pre_buffer=False) as file:
             batches = file.iter_batches(
                 batch_size=batch_rows,
                 row_groups=[self.row_group],
@@ -178,6 +180,13 @@ def reading(path: Path) -> Iterator[None]:
     except (OSError, pa.ArrowException) as error:
         got = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise RequestError(f"input={path}", wanted="a readable parquet file", got=got) from error
+
+
+@lru_cache(maxsize=4)
+def _metadata(path: Path, footer_sha256: str) -> pq.FileMetaData:
+    """Parse a footer once for all row groups of a file, which are read one after the other."""
+    with reading(path):
+        return pq.read_metadata(path)
 
 
 def _below(place: Path) -> list[Path]:

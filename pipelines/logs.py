@@ -5,6 +5,7 @@ dates and times as microseconds UTC), float32 (floats and decimals) and string. 
 and the smallest int64 are missing, like null.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,14 +47,15 @@ def find_logs(source: Source, folder: Path, faults: Faults) -> list[tuple[str, P
 
 
 def _matching(pattern: str, folder: Path, file_format: str) -> list[Path]:
-    path = folder / pattern
+    path = Path(os.path.normpath(folder / pattern))
     if path.is_file():
         return [path]
     if path.is_dir():
         return sorted(file for file in path.rglob(f"*.{file_format}") if file.is_file())
     anchor = Path(path.anchor)
     parts = path.relative_to(anchor).as_posix()
-    return sorted(file for file in anchor.glob(parts) if file.is_file()) if "*" in parts else []
+    is_glob = any(sign in pattern for sign in "*?[")
+    return sorted(file for file in anchor.glob(parts) if file.is_file()) if is_glob else []
 
 
 def read_schemas(source: Source, files: list[tuple[str, Path]]) -> list[LogFile]:
@@ -214,8 +216,8 @@ def _plain(column: Column, kind: pl.DataType, source: Source) -> pl.Expr:
         return as_list.list.eval(_scalar(pl.element(), inner, column.type, source.null_values))  # type: ignore[arg-type]
     declared = source.types.get(column.name)
     if declared == "datetime" and kind == pl.String:
-        raw = raw.str.to_datetime(time_unit="us", strict=True)
-        kind = pl.Datetime("us")
+        raw = raw.str.to_datetime(time_unit="us", time_zone="UTC", strict=True)
+        kind = pl.Datetime("us", "UTC")
     return _scalar(raw, kind, column.type, source.null_values)
 
 

@@ -1,7 +1,6 @@
 """Raw rows to prepared rows: labelled, split, checked, and sunk to parquet in their order."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,8 +50,8 @@ def prepare(
     if not rows_in:
         raise RequestError(f"dataset {dataset.name!r}, source", wanted="rows", got="none")
     with readable(f"dataset {dataset.name!r}, source", dataset.source.format):
-        rows = _plan(dataset, scan_logs(dataset.source, logs, columns), columns)
-        _sink(dataset, rows, columns, output)
+        rows = plan(dataset, scan_logs(dataset.source, logs, columns), columns)
+        _write(dataset, rows, columns, output)
         window = _train_window(dataset, rows)
     counts = {split: _height(prepared_files(output, split)) for split in SPLITS}
     reasons = (
@@ -80,7 +79,7 @@ def prepare(
     return Prepared(rows_in, counts, quarantined, window)
 
 
-def _plan(dataset: Dataset, rows: pl.LazyFrame, columns: dict[str, Column]) -> pl.LazyFrame:
+def plan(dataset: Dataset, rows: pl.LazyFrame, columns: dict[str, Column]) -> pl.LazyFrame:
     """Add the split of each row and the first reason, if any, why it cannot be used."""
     reasons = list(_reasons(dataset, columns))
     split, starts = dataset.split, (0, 0)
@@ -112,8 +111,11 @@ def _reasons(dataset: Dataset, columns: dict[str, Column]) -> Iterator[pl.Expr]:
         )
 
 
-def _sink(dataset: Dataset, rows: pl.LazyFrame, columns: dict[str, Column], output: Path) -> None:
-    """Run the plan once, into one file per split and one for quarantine."""
+def _write(dataset: Dataset, rows: pl.LazyFrame, columns: dict[str, Column], output: Path) -> None:
+    """Run the plan into one file per split and one for quarantine.
+
+    One sink after the other: all four at once are no faster and hold twice the memory.
+    """
     kept = ["row_id", *dataset.keys, dataset.user, *dataset.input_columns, dataset.row_weight]
     prepared = [
         *(pl.col(name) for name in dict.fromkeys(name for name in kept if name)),
@@ -125,30 +127,22 @@ def _sink(dataset: Dataset, rows: pl.LazyFrame, columns: dict[str, Column], outp
         pl.col(_REASON).alias("reason"),
         *(pl.col(name).alias(_original_name(name.removeprefix(ORIGINAL))) for name in originals),
     ]
-    with ExitStack() as stack:
+    sound, bad = pl.col(_REASON).is_null(), pl.col(_REASON).is_not_null()
+    for split in SPLITS:
+        mine = rows.filter(sound & (pl.col(_SPLIT) == split))
+        _sink(mine.select(prepared), prepared_files(output, split))
+    _sink(rows.filter(bad).select(quarantine), output / "quarantine")
 
-        def sink(frame: pl.LazyFrame, folder: Path) -> pl.LazyFrame:
-            path = stack.enter_context(whole_file(folder / "part-00000.parquet"))
-            sunk = frame.sink_parquet(
-                path,
-                compression="zstd",
-                row_group_size=ROW_GROUP_ROWS,
-                maintain_order=True,
-                lazy=True,
-            )
-            return sunk if sunk is not None else frame
 
-        sound = rows.filter(pl.col(_REASON).is_null())
-        sinks = [
-            sink(
-                sound.filter(pl.col(_SPLIT) == split).select(prepared),
-                prepared_files(output, split),
-            )
-            for split in SPLITS
-        ]
-        bad = rows.filter(pl.col(_REASON).is_not_null()).select(quarantine)
-        sinks.append(sink(bad, output / "quarantine"))
-        pl.collect_all(sinks, engine="streaming")
+def _sink(rows: pl.LazyFrame, folder: Path) -> None:
+    with whole_file(folder / "part-00000.parquet") as partial:
+        rows.sink_parquet(
+            partial,
+            compression="zstd",
+            row_group_size=ROW_GROUP_ROWS,
+            maintain_order=True,
+            engine="streaming",
+        )
 
 
 def _original_name(name: str) -> str:

@@ -82,11 +82,11 @@ def time_starts(rows: pl.LazyFrame, split: Split) -> tuple[int, int]:
         return 0, 0
     num_test, num_valid = round(count * split.test_share), round(count * split.valid_share)
     ranks = count - num_test - num_valid, count - num_test
-    first, second = (_order_statistic(times, min(rank, count - 1)) for rank in ranks)
+    first, second = (order_statistic(times, min(rank, count - 1)) for rank in ranks)
     return first, second
 
 
-def _order_statistic(times: pl.LazyFrame, rank: int) -> int:
+def order_statistic(times: pl.LazyFrame, rank: int) -> int:
     """Return the value at a rank (from 0) of the sorted column `time`, without sorting it.
 
     Histograms of finer and finer steps, each inside the step that holds the rank, need memory for

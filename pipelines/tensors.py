@@ -175,8 +175,10 @@ def _whole_array(path: Path, kind: Any, shape: tuple[int, ...]) -> Iterator[npt.
     """Yield a mapped array of zeros that becomes the file `path` when all went well."""
     with whole_file(path) as partial:
         if 0 in shape:
-            np.lib.format.write_array(partial.open("wb"), np.zeros(shape, kind))
-            yield np.zeros(shape, kind)
+            empty = np.zeros(shape, kind)  # nothing can be mapped
+            with partial.open("wb") as handle:
+                np.save(handle, empty)
+            yield empty
             return
         mapped = np.lib.format.open_memmap(partial, mode="w+", dtype=kind, shape=shape)
         yield mapped

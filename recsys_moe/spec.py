@@ -8,7 +8,7 @@ descending, value ascending). A hashed feature is one whose vocabulary is empty.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -140,7 +140,7 @@ class FeatureSpec:
 
     def __post_init__(self) -> None:
         """Refuse a spec that contradicts itself."""
-        columns = {column.name: column for column in self.columns}
+        columns = {column.name for column in self.columns}
         tables = {table.name for table in self.tables}
         for name, group in (
             ("columns", [column.name for column in self.columns]),
@@ -152,20 +152,9 @@ class FeatureSpec:
             if twice:
                 raise SpecError(f"{name}", wanted="each name once", got=f"{twice[0]!r} twice")
         for feature in self.features:
-            if feature.column not in columns:
-                raise SpecError(
-                    f"feature {feature.name!r}, column",
-                    wanted="a column of the spec",
-                    got=repr(feature.column),
-                    choices=columns,
-                )
-            if not isinstance(feature, Numeric) and feature.table not in tables:
-                raise SpecError(
-                    f"feature {feature.name!r}, table",
-                    wanted="a table of the spec",
-                    got=repr(feature.table),
-                    choices=tables,
-                )
+            _refer(f"feature {feature.name!r}, column", feature.column, columns)
+            if not isinstance(feature, Numeric):
+                _refer(f"feature {feature.name!r}, table", feature.table, tables)
         for table in self.tables:
             if table.num_codes < FIRST_OOV + 1:
                 raise SpecError(
@@ -284,6 +273,11 @@ class FeatureSpec:
     def digest(self) -> str:
         """SHA-256 of the spec's canonical JSON; vocabularies are in it by their own digests."""
         return digest(json.loads(json.dumps(self.to_dict())))
+
+
+def _refer(what: str, name: str, names: Collection[str]) -> None:
+    if name not in names:
+        raise SpecError(what, wanted="a name of the spec", got=repr(name), choices=names)
 
 
 def _feature(entry: Mapping[str, Any]) -> Feature:

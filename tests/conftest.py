@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import polars_hash  # noqa: F401 (registers nchash)
 import pytest
 
 from recsys_moe.files import finish, sha256_file, write_json
@@ -90,9 +91,10 @@ def _write_split(folder: Path, split: str, rows: int, rng: np.random.Generator) 
     chance = 1 / (1 + np.exp(-(price + (color == 1) - 0.5)))
     click = rng.random(rows) < chance
     conversion = click & (rng.random(rows) < 1 / (1 + np.exp(-(price - (color == 2)))))
+    tag_codes = np.where(tags > 0, np.asarray([0, 0, *map(_hashed, range(2, 12))])[tags], 0)
     bins = 2 + np.searchsorted(np.asarray(EDGES), price, side="left")
     users = rng.integers(0, 20, rows)
-    np.save(tensors / "codes.npy", np.c_[color + 3, tags, bins].astype(np.int32))
+    np.save(tensors / "codes.npy", np.c_[color + 3, tag_codes, bins].astype(np.int32))
     np.save(tensors / "numbers.npy", np.c_[price, np.zeros(rows)].astype(np.float32))
     np.save(tensors / "labels.npy", np.c_[click, conversion].astype(np.uint8))
     np.save(tensors / "known.npy", np.c_[np.ones(rows), click].astype(np.uint8))
@@ -108,3 +110,9 @@ def _write_split(folder: Path, split: str, rows: int, rng: np.random.Generator) 
             "conversion": pl.Series(conversion.astype(np.int64)).set(~pl.Series(click), None),
         }
     ).write_parquet(prepared / "part-00000.parquet")
+
+
+def _hashed(value: int) -> int:
+    """Return the code of a value in the toy table of ten hash buckets."""
+    hashes = pl.Series([str(value)]).to_frame("v").select(pl.col("v").nchash.murmur32())  # type: ignore[attr-defined]
+    return 2 + int(hashes.item()) % 10

@@ -52,7 +52,7 @@ class ExpertBank(nn.Module):
 
 
 class Gate(nn.Module):
-    r"""Weights over experts from an input: :math:`\operatorname{softmax}(W x + b)`, never below float32."""
+    r"""Weights over experts: :math:`\operatorname{softmax}(W x + b)`, never below float32."""
 
     def __init__(self, input_width: int, num_experts: int) -> None:
         super().__init__()

@@ -17,7 +17,9 @@ import polars as pl
 import pytest
 import yaml
 
-from pipelines.split import _order_statistic
+from pipelines import build, prepare
+from pipelines.logs import scan_logs
+from pipelines.split import order_statistic
 from recsys_moe.errors import DataError, RequestError
 from recsys_moe.spec import FeatureSpec
 
@@ -130,7 +132,7 @@ def test_a_rank_in_time_needs_no_sort() -> None:
     frame = pl.DataFrame({"time": times}).lazy()
 
     for rank in (0, 1, 250, 499):
-        assert _order_statistic(frame, rank) == sorted(times)[rank]
+        assert order_statistic(frame, rank) == sorted(times)[rank]
 
 
 def test_a_seed_and_nothing_else_draws_the_validation(
@@ -288,6 +290,33 @@ def test_killed_and_run_again_gives_the_same_bytes_on_any_threads(
     assert start(str(cut), 1).wait() == 0
 
     assert contents(whole) == contents(cut)
+
+
+def test_text_dates_of_csv_are_utc(build_features: Build, dataset_of: Any) -> None:
+    rows = frame(200, 1)
+    forms = ["%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S+00:00"]
+    features = [{"kind": "categorical", "columns": ["at"]}]
+    source = {"format": "csv", "train": "rows.csv", "test": "rows.csv"}
+    value = dataset_of(features, source={**source, "types": {"at": "datetime"}})
+    for form in forms:
+        text = rows.with_columns(pl.col("at").dt.strftime(form))
+        out = build_features(value, {"rows.csv": text})
+        micros = [int(moment.timestamp()) * 10**6 for moment in rows["at"]]
+        assert prepared(out, "test")["at"].to_list() == micros
+
+
+def test_no_step_of_the_plan_holds_all_rows(dataset_of: Any, tmp_path: Path) -> None:
+    frame(300, 1).write_parquet(tmp_path / "train.parquet")
+    split = {"by": "time", "column": "at"}
+    value = one_file(dataset_of, split, user="user", keys=["item"], row_weight="weight")
+    dataset, logs, columns = build.open_dataset(value, tmp_path)
+    rows = prepare.plan(dataset, scan_logs(dataset.source, logs, columns), columns)
+
+    graph = rows.show_graph(engine="streaming", plan_stage="physical", raw_output=True)
+
+    assert 'label="multi-scan' in str(graph)
+    for step in ("in-memory", "columnar-function", "sort", "equi-join", "window"):
+        assert f'label="{step}' not in str(graph)
 
 
 def test_an_empty_source_is_refused(build_features: Build, dataset_of: Any) -> None:

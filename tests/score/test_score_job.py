@@ -186,3 +186,30 @@ def test_damaged_pages_are_named_and_leave_finished_units(artifact, shop, tmp_pa
 
     assert len(list((tmp_path / "out" / "parts").iterdir())) == 4
     assert not (tmp_path / "out" / "_SUCCESS.json").exists()
+
+
+def test_categories_decimals_and_wide_integers_score_as_their_plain_values(
+    artifact, rows, tmp_path
+):
+    plain = rows(60, bad=False).with_columns(pl.col("price").fill_nan(None))
+    odd = plain.with_columns(
+        pl.col("user", "request").cast(pl.Categorical),
+        pl.col("price").cast(pl.Decimal(10, 2)),
+        pl.col("item").cast(pl.Int8),
+    )
+    for name, frame in (("plain", plain), ("odd", odd)):
+        frame.write_parquet(tmp_path / f"{name}.parquet", row_group_size=25)
+        options = {"keys": ("request",), "batch_rows": {"cpu": 4}}
+        score(artifact, tmp_path / f"{name}.parquet", tmp_path / name, **options)
+
+    odd_parts = read(tmp_path / "odd", "parts").with_columns(pl.col("request").cast(pl.String))
+    assert_frame_equal(odd_parts, read(tmp_path / "plain", "parts"))
+
+
+def test_files_that_disagree_on_a_key_are_refused(artifact, rows, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name, key in (("a", pl.lit(1, pl.Int64)), ("b", pl.lit("1"))):
+        rows(5, bad=False).with_columns(key=key).write_parquet(tmp_path / "in" / f"{name}.parquet")
+
+    with pytest.raises(RequestError, match=r"b\.parquet, key 'key': wanted int64"):
+        score(artifact, tmp_path / "in", tmp_path / "out", keys=("key",))
