@@ -1,6 +1,7 @@
 """Raw logs in; prepared rows, training tensors and the feature spec out."""
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,25 +9,26 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from pipelines.checked import Faults
-from pipelines.dataset import read_dataset
+from pipelines import funnel
+from pipelines.attribution import attribute
 from pipelines.fit import fit
-from pipelines.labels import check_tasks, check_values
-from pipelines.logs import LogFile, column_types, find_logs, read_schemas
+from pipelines.logs import scan_logs
+from pipelines.opened import Opened, open_dataset
 from pipelines.prepare import Prepared, prepare
-from pipelines.roles import SPLITS, Dataset
-from pipelines.rules import check_columns, check_dataset
+from pipelines.roles import SPLITS
 from pipelines.tensors import Tally, write_tensors
+from pipelines.truth import write_truth
 from pipelines.vocabulary import read_vocabulary
 from recsys_moe.command import output_folder, report_errors, run_command
 from recsys_moe.errors import RequestError
 from recsys_moe.files import REQUEST, claim, finish, sha256_file, write_json
 from recsys_moe.paths import CONF_DIR
 from recsys_moe.progress import say
-from recsys_moe.spec import Column, FeatureSpec
+from recsys_moe.spec import FeatureSpec
 
 _PROGRAM, _STAGE = "recsys-moe-features", "features"
 _VERSION = 1
+_RAW = "raw"  # simulated logs: kept when the rest is built again
 
 
 def main() -> None:
@@ -77,71 +79,66 @@ def build(
     if not isinstance(max_quarantine_share, (int, float)) or not 0 <= max_quarantine_share <= 1:
         got = repr(max_quarantine_share)
         raise RequestError("max_quarantine_share", wanted="a number from 0 to 1", got=got)
-    dataset, logs, columns = open_dataset(value, folder)
+    opened = open_dataset(value, folder, raw=output / _RAW)
     request = {
         "stage": _STAGE,
         "version": _VERSION,
         "dataset": value,
         "max_quarantine_share": float(max_quarantine_share),
-        "files": [
-            {"name": log.path.name, "split": log.split, "sha256": sha256_file(log.path)}
-            for log in logs
-        ],
+        **_inputs(opened),
     }
     if claim(output, request, overwrite=overwrite):
         say(_STAGE, f"{output} is finished already")
         return
-    _sweep(output)
+    _sweep(output, keep=(REQUEST, _RAW))
     try:
-        _build(dataset, logs, columns, output, max_quarantine_share)
+        simulation = opened.dataset.simulation
+        if simulation is not None:
+            funnel.simulate(output / _RAW, **asdict(simulation))
+            say(_STAGE, f"simulated {simulation.rows:,} impressions")
+            opened = open_dataset(value, folder, raw=output / _RAW)
+        _build(opened, output, max_quarantine_share)
     except RequestError:
-        _sweep(output)  # a wrong request leaves nothing that the right one would have to overwrite
+        # A wrong request leaves nothing that the right one would have to overwrite.
+        _sweep(output, keep=(REQUEST,))
         (output / REQUEST).unlink()
         raise
 
 
-def _build(
-    dataset: Dataset,
-    logs: list[LogFile],
-    columns: dict[str, Column],
-    output: Path,
-    max_quarantine_share: float,
-) -> None:
-    say(_STAGE, f"{dataset.name}: {len(logs)} files, {len(dataset.features)} features")
-    prepared = prepare(dataset, logs, columns, output, max_quarantine_share)
+def _inputs(opened: Opened) -> dict[str, Any]:
+    """Return what the output is made from: the digest of each file, or who simulates them."""
+    if opened.dataset.simulation is not None:
+        return {"simulator": funnel.VERSION}
+    return {
+        "files": [
+            {"name": log.path.name, "split": log.split, "sha256": sha256_file(log.path)}
+            for log in opened.files
+        ]
+    }
+
+
+def _build(opened: Opened, output: Path, max_quarantine_share: float) -> None:
+    dataset, logs, columns = opened.dataset, opened.logs, opened.columns
+    say(_STAGE, f"{dataset.name}: {len(opened.files)} files, {len(dataset.features)} features")
+    joined, events = None, {}
+    if opened.events:
+        rows = scan_logs(dataset.source, logs, columns)
+        found = attribute(dataset, rows, opened.events, output, max_quarantine_share)
+        joined, events = found.labels, found.report
+        joins = _counts({name: log["rows_in"] for name, log in events.items()})
+        say(_STAGE, f"joined {joins}")
+    prepared = prepare(dataset, logs, columns, output, max_quarantine_share, joined)
     say(_STAGE, f"prepared {_counts(prepared.rows)}; {sum(prepared.quarantined.values()):,} bad")
+    if dataset.simulation is not None:
+        write_truth(output / _RAW, output)
     spec = fit(dataset, columns, prepared, output)
     say(_STAGE, f"fitted {len(spec.tables)} tables on {spec.train_rows:,} train rows")
     tallies = encode_splits(spec, prepared, output)
-    report = _report(dataset, prepared, tallies)
+    report = _report(dataset.name, prepared, events, tallies)
     write_json(output / "report.json", report)
     check_labels(spec, tallies)
     finish(output, {"dataset": dataset.name, "rows": prepared.rows, "spec": spec.digest})
     say(_STAGE, f"done: {output}")
-
-
-def open_dataset(value: Any, folder: Path) -> tuple[Dataset, list[LogFile], dict[str, Column]]:
-    """Read a dataset file's values and the types of its logs; report all faults at once.
-
-    Raises:
-        RequestError: The dataset file has faults, or a log cannot be read.
-    """
-    name = value.get("name") if isinstance(value, dict) else None
-    faults = Faults(f"dataset {name!r}" if name else "dataset")
-    dataset = read_dataset(value, faults)
-    check_dataset(dataset, faults)
-    files = find_logs(dataset.source, folder, faults)
-    if not files:
-        faults.raise_any()
-    logs = read_schemas(dataset.source, files)
-    wanted = {column: path for path, column in reversed(list(dataset.roles())) if column}
-    columns = column_types(dataset.source, logs, wanted, faults)
-    check_columns(dataset, columns, faults)
-    check_tasks(dataset.tasks, columns, faults)
-    for split, values in dataset.split.values.items():
-        check_values(f"split.{split}", columns.get(dataset.split.column or ""), values, faults)
-    faults.raise_any()
-    return dataset, logs, columns
 
 
 def encode_splits(spec: FeatureSpec, prepared: Prepared, output: Path) -> dict[str, Tally]:
@@ -175,23 +172,28 @@ def check_labels(spec: FeatureSpec, tallies: dict[str, Tally]) -> None:
                 )
 
 
-def _report(dataset: Dataset, prepared: Prepared, tallies: dict[str, Tally]) -> dict[str, Any]:
+def _report(
+    name: str, prepared: Prepared, events: dict[str, dict[str, Any]], tallies: dict[str, Tally]
+) -> dict[str, Any]:
     return {
-        "dataset": dataset.name,
+        "dataset": name,
         "rows_in": prepared.rows_in,
         "rows_out": sum(prepared.rows.values()),
         "rows_quarantined": sum(prepared.quarantined.values()),
         "quarantine": prepared.quarantined,
+        **({"events": events} if events else {}),
         "splits": {split: tally.report() for split, tally in tallies.items()},
     }
 
 
-def _sweep(output: Path) -> None:
+def _sweep(output: Path, *, keep: tuple[str, ...]) -> None:
     """Remove what an interrupted run of the same request left."""
     for path in output.iterdir():
+        if path.name in keep:
+            continue
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name != REQUEST:
+        else:
             path.unlink()
 
 

@@ -12,28 +12,38 @@ import numpy as np
 
 from pipelines.checked import Entry, Faults, Value
 from pipelines.roles import (
-    DECLARED_TYPES,
+    EVENTS,
     ROW_ID,
+    SIMULATED,
     SPLITS,
     BucketizedRole,
     CategoricalRole,
     Dataset,
+    EventLabel,
     FeatureRole,
     HashedRole,
     NumericRole,
-    Source,
+    Simulation,
     Split,
     TaskRole,
 )
+from pipelines.source import read_source, simulated_source
 from recsys_moe.spec import FIRST_OOV
+
+_JOINED = "\x1flabel "
 
 
 def read_dataset(value: Any, faults: Faults) -> Dataset:
     """Read a dataset file's plain values; what is wrong is noted in `faults`."""
     entry = Entry(value, "", faults)
+    source = entry.entry("source")
+    is_simulated = source.raw("format", None) == SIMULATED
+    if is_simulated:
+        source.close()
     dataset = Dataset(
         name=entry.text("name"),
-        source=_source(entry.entry("source")),
+        source=simulated_source() if is_simulated else read_source(source),
+        simulation=_simulation(entry) if is_simulated else None,
         split=_split(entry.entry("split")),
         keys=entry.texts("keys", ()) or (ROW_ID,),
         user=entry.optional_text("user"),
@@ -45,30 +55,12 @@ def read_dataset(value: Any, faults: Faults) -> Dataset:
     return dataset
 
 
-def _source(entry: Entry) -> Source:
-    patterns = {}
-    for key in ("path", *SPLITS):
-        if entry.has(key):
-            patterns["all" if key == "path" else key] = entry.texts(key)
-        else:
-            entry.raw(key, None)
-    types = entry.mapping("types")
-    for column, declared in types.items():
-        if declared not in DECLARED_TYPES:
-            entry.faults.note(
-                f"{entry.at('types')}.{column}",
-                wanted=" or ".join(DECLARED_TYPES),
-                got=repr(declared),
-                choices=DECLARED_TYPES,
-            )
-    source = Source(
-        format="csv" if entry.text("format", choices=("parquet", "csv")) == "csv" else "parquet",
-        patterns=patterns,
-        null_values=entry.texts("null_values", ()),
-        types={name: kind for name, kind in types.items() if kind in DECLARED_TYPES},
+def _simulation(entry: Entry) -> Simulation:
+    return Simulation(
+        rows=entry.whole("rows", 200_000, least=1),
+        seed=entry.whole("seed", 1, least=0, most=2**63 - 1),
+        correlation=entry.number("correlation", 0.5, above=-1, upto=1),
     )
-    entry.close()
-    return source
 
 
 def _split(entry: Entry) -> Split:
@@ -103,13 +95,21 @@ def _split(entry: Entry) -> Split:
 
 def _task(entry: Entry) -> TaskRole:
     name = entry.text("name")
-    label = entry.raw("label", wanted="a column, or {column: …, positive: …}")
-    positive = negative = None
+    label = entry.raw("label", wanted="a column, {column: …, positive: …} or {log: …}")
+    positive = negative = events = None
     column = ""
     if isinstance(label, str):
         column = label
+    elif isinstance(label, dict) and label.get("log") is not None:
+        below = Entry(label, entry.at("label"), entry.faults)
+        log = below.text("log", choices=EVENTS)
+        hours = below.number("attribution_hours", above=0) if log == "conversions" else None
+        if log:
+            below.close()
+        column, events = f"{_JOINED}{name}", EventLabel(log=log, attribution_hours=hours)
     elif label is not None:
         below = Entry(label, entry.at("label"), entry.faults)
+        below.raw("log", None)
         column = below.text("column")
         positive = (
             below.values("positive") if below.has("positive") else below.raw("positive", None)
@@ -124,6 +124,7 @@ def _task(entry: Entry) -> TaskRole:
         column=column,
         positive=positive,
         negative=negative,
+        events=events,
         space=entry.text("space", "all", wanted="'all' or a task"),
         weight=entry.number("weight", 1.0, above=0),
     )

@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from recsys_moe.files import SUCCESS, whole_file, write_json
+from recsys_moe.files import claim, finish, whole_file
 from recsys_moe.progress import progress
 
 START = 1_767_225_600_000_000  # 2026-01-01, microseconds UTC
@@ -24,7 +24,9 @@ DAYS = 10
 DAY = 86_400_000_000
 ATTRIBUTION_HOURS = 72
 CHUNK_ROWS = 200_000
+LOGS = ("impressions", "clicks", "conversions", "truth")
 FACTORS = 6
+VERSION = 1  # of the simulation: one more when other logs come out of the same request
 COUNTRIES, INTERESTS, CATEGORIES, TOPICS, CAMPAIGNS = 20, 40, 30, 100, 500
 MEAN_DELAY_HOURS = 12.0
 
@@ -58,23 +60,38 @@ def simulate(folder: Path, *, rows: int, seed: int, correlation: float) -> None:
     """Write `impressions/`, `clicks/`, `conversions/` and `truth/` under a folder.
 
     Args:
-        folder: Where the four logs go; a finished simulation is left as it is.
+        folder: Where the four logs go; a finished simulation is left as it is, an interrupted
+            one is continued after its last whole chunk.
         rows: Impressions over all ten days.
         seed: The same seed, rows and correlation give the same files.
-        correlation: Share of the clicks' taste in that of conversions, 0 to 1.
+        correlation: Share of the clicks' taste in that of conversions, -1 to 1.
+
+    Raises:
+        RequestError: The folder holds another simulation, or something else.
     """
-    request = {"rows": rows, "seed": seed, "correlation": correlation}
-    if (folder / SUCCESS).exists():
+    request = {"version": VERSION, "rows": rows, "seed": seed, "correlation": correlation}
+    if claim(folder, request, overwrite=False):
         return
+    for torn in folder.glob("*/.*.tmp"):
+        torn.unlink()
     world = _world(rows, seed, correlation)
     with progress("simulate", rows) as advance:
         for chunk, first in enumerate(range(0, rows, CHUNK_ROWS)):
             ids = np.arange(first, min(first + CHUNK_ROWS, rows))
-            for log, frame in _chunk(world, ids, rows, _stream(seed, 1, chunk)).items():
-                with whole_file(folder / log / f"part-{chunk:05}.parquet") as partial:
-                    frame.write_parquet(partial, row_group_size=65_536)
+            paths = {log: folder / log / f"part-{chunk:05}.parquet" for log in LOGS}
+            if not all(path.exists() for path in paths.values()):
+                frames = _chunk(world, ids, rows, _stream(seed, 1, chunk))
+                for log, path in paths.items():
+                    with whole_file(path) as partial:
+                        frames[log].write_parquet(partial, row_group_size=65_536)
             advance(len(ids))
-    write_json(folder / SUCCESS, request)
+    finish(folder, request)
+
+
+def schemas() -> dict[str, dict[str, pl.DataType]]:
+    """Return the columns of each log, known before anything is simulated."""
+    frames = _chunk(_world(1, 0, 0.0), np.arange(1), 1, _stream(0))
+    return {log: dict(frame.schema) for log, frame in frames.items()}
 
 
 def _world(rows: int, seed: int, correlation: float) -> World:
@@ -92,12 +109,12 @@ def _world(rows: int, seed: int, correlation: float) -> World:
     topics = random.integers(0, TOPICS, (items, 3))
 
     def user_taste() -> Floats:
-        shown = 0.6 * taste(COUNTRIES)(country) + taste(INTERESTS)(interests).mean(1) * 1.2
-        return shown + 0.5 * normal((users, FACTORS))
+        seen: Floats = 0.6 * taste(COUNTRIES)(country) + taste(INTERESTS)(interests).mean(1) * 1.2
+        return seen + 0.5 * normal((users, FACTORS))
 
     def item_taste() -> Floats:
-        shown = 0.7 * taste(CATEGORIES)(category) + taste(TOPICS)(topics).mean(1) * 1.1
-        return shown + 0.5 * normal((items, FACTORS))
+        seen: Floats = 0.7 * taste(CATEGORIES)(category) + taste(TOPICS)(topics).mean(1) * 1.1
+        return seen + 0.5 * normal((items, FACTORS))
 
     return World(
         correlation=correlation,

@@ -39,7 +39,7 @@ def find_logs(source: Source, folder: Path, faults: Faults) -> list[tuple[str, P
         for pattern in source.patterns.get(split, ()):
             files = _matching(pattern, folder, source.format)
             if not files:
-                path = "source.path" if split == "all" else f"source.{split}"
+                path = source.path if split == "all" else f"source.{split}"
                 wanted = f"a {source.format} file, a folder or a glob of them"
                 faults.note(path, wanted=wanted, got=f"{pattern!r}, which is none in {folder}")
             found += [(split, file) for file in files]
@@ -105,10 +105,6 @@ def column_types(
         faults: Where to note what is wrong.
     """
     columns: dict[str, Column] = {}
-    for name in source.types:
-        if not any(name in log.schema for log in logs):
-            choices = list(logs[0].schema)
-            faults.note(f"source.types.{name}", wanted="a column", got=repr(name), choices=choices)
     for name, path in wanted.items():
         for log in logs:
             if name not in log.schema:
@@ -129,6 +125,14 @@ def column_types(
         else:
             columns.setdefault(name, Column(name=name, type="string"))
     return columns
+
+
+def check_declared(source: Source, logs: list[LogFile], faults: Faults) -> None:
+    """Note declared types of columns that no file has."""
+    choices = list(dict.fromkeys(name for log in logs for name in log.schema))
+    for name in source.types:
+        if name not in choices:
+            faults.note(f"source.types.{name}", wanted="a column", got=repr(name), choices=choices)
 
 
 def _words(column: Column) -> str:

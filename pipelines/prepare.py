@@ -39,8 +39,17 @@ def prepare(
     columns: dict[str, Column],
     output: Path,
     max_quarantine_share: float,
+    joined: pl.DataFrame | None = None,
 ) -> Prepared:
     """Write `prepared/<split>/` and `quarantine/`; no row is lost between them.
+
+    Args:
+        dataset: What the dataset file says.
+        logs: The files of rows.
+        columns: The types of the wanted columns.
+        output: The folder to write.
+        max_quarantine_share: The share of rows above which unusable ones are an error.
+        joined: Labels by the join column, from `pipelines.attribution`: a row without has 0.
 
     Raises:
         RequestError: The source is unreadable or empty, or a split has no rows.
@@ -50,33 +59,66 @@ def prepare(
     if not rows_in:
         raise RequestError(f"dataset {dataset.name!r}, source", wanted="rows", got="none")
     with readable(f"dataset {dataset.name!r}, source", dataset.source.format):
-        rows = plan(dataset, scan_logs(dataset.source, logs, columns), columns)
+        rows = scan_logs(dataset.source, logs, columns)
+        if joined is not None:
+            rows = join_labels(rows, joined, dataset.source.join or "")
+            columns = columns | {
+                task.column: Column(name=task.column, type="int64")
+                for task in dataset.tasks
+                if task.events is not None
+            }
+        rows = plan(dataset, rows, columns)
         _write(dataset, rows, columns, output)
         window = _train_window(dataset, rows)
     counts = {split: _height(prepared_files(output, split)) for split in SPLITS}
-    reasons = (
-        pl.scan_parquet(output / "quarantine" / "*.parquet")
-        .group_by("reason")
-        .len()
-        .sort("len", "reason", descending=[True, False])
-        .collect()
-    )
-    quarantined = dict(reasons.iter_rows())
+    quarantined = quarantine_reasons(output / "quarantine")
     num_bad = sum(quarantined.values())
     if rows_in != sum(counts.values()) + num_bad:
         raise RuntimeError(f"{rows_in} rows came, {counts} and {num_bad} quarantined went")
-    if num_bad > max_quarantine_share * rows_in:
-        reason, count = reasons.row(0)
-        raise DataError(
-            f"dataset {dataset.name!r}: wanted at most {max_quarantine_share:.2%} of the rows in "
-            f"quarantine, got {num_bad:,} of {rows_in:,} ({num_bad / rows_in:.2%}), "
-            f"{count:,} of them with {reason!r}. See {output / 'quarantine'}."
-        )
+    what = f"dataset {dataset.name!r}: wanted at most {max_quarantine_share:.2%} of the rows"
+    check_quarantine(what, quarantined, rows_in, max_quarantine_share, output / "quarantine")
     for split, count in counts.items():
         if not count:
             what = f"dataset {dataset.name!r}, split"
             raise RequestError(what, wanted=f"rows in {split}", got=f"none of {rows_in:,}")
     return Prepared(rows_in, counts, quarantined, window)
+
+
+def join_labels(rows: pl.LazyFrame, joined: pl.DataFrame, join: str) -> pl.LazyFrame:
+    """Add the labels of each row's impression, 0 where it has none; the order stays."""
+    labels = pl.col(name for name in joined.columns if name != join)
+    return rows.join(joined.lazy(), on=join, how="left", maintain_order="left").with_columns(
+        labels.fill_null(0)
+    )
+
+
+def quarantine_reasons(folder: Path) -> dict[str, int]:
+    """Count the reasons in a quarantine, the most frequent first."""
+    reasons = (
+        pl.scan_parquet(folder / "*.parquet")
+        .group_by("reason")
+        .len()
+        .sort("len", "reason", descending=[True, False])
+        .collect()
+    )
+    return dict(reasons.iter_rows())
+
+
+def check_quarantine(
+    what: str, reasons: dict[str, int], rows_in: int, max_share: float, folder: Path
+) -> None:
+    """Refuse a log of which too much is in quarantine.
+
+    Raises:
+        DataError: It is more than `max_share` of the rows.
+    """
+    num_bad = sum(reasons.values())
+    if num_bad > max_share * rows_in:
+        reason, count = next(iter(reasons.items()))
+        raise DataError(
+            f"{what} in quarantine, got {num_bad:,} of {rows_in:,} ({num_bad / rows_in:.2%}), "
+            f"{count:,} of them with {reason!r}. See {folder}."
+        )
 
 
 def plan(dataset: Dataset, rows: pl.LazyFrame, columns: dict[str, Column]) -> pl.LazyFrame:
@@ -101,6 +143,9 @@ def _reasons(dataset: Dataset, columns: dict[str, Column]) -> Iterator[pl.Expr]:
     """Yield, for each way a row can be unusable, the reason where it is and null elsewhere."""
     for key in dataset.keys:
         yield pl.when(pl.col(key).is_null()).then(pl.lit(f"key {key}: missing"))
+    join = dataset.source.join
+    if join and join not in dataset.keys:
+        yield pl.when(pl.col(join).is_null()).then(pl.lit(f"join {join}: missing"))
     for task in dataset.tasks:
         yield label_fault(task, columns[task.column])
     if dataset.row_weight:
@@ -121,17 +166,22 @@ def _write(dataset: Dataset, rows: pl.LazyFrame, columns: dict[str, Column], out
         *(pl.col(name) for name in dict.fromkeys(name for name in kept if name)),
         *(label(task, columns[task.column]) for task in dataset.tasks),
     ]
-    originals = [name for name in rows.collect_schema() if name.startswith(ORIGINAL)]
-    quarantine = [
-        pl.col("row_id"),
-        pl.col(_REASON).alias("reason"),
-        *(pl.col(name).alias(_original_name(name.removeprefix(ORIGINAL))) for name in originals),
-    ]
     sound, bad = pl.col(_REASON).is_null(), pl.col(_REASON).is_not_null()
     for split in SPLITS:
         mine = rows.filter(sound & (pl.col(_SPLIT) == split))
         _sink(mine.select(prepared), prepared_files(output, split))
-    _sink(rows.filter(bad).select(quarantine), output / "quarantine")
+    write_quarantine(rows.filter(bad), pl.col(_REASON), output / "quarantine")
+
+
+def write_quarantine(bad: pl.LazyFrame, reason: pl.Expr, folder: Path) -> None:
+    """Write unusable rows of a log as they came, each with its number and reason."""
+    originals = [name for name in bad.collect_schema() if name.startswith(ORIGINAL)]
+    quarantine = [
+        pl.col("row_id"),
+        reason.alias("reason"),
+        *(pl.col(name).alias(_original_name(name.removeprefix(ORIGINAL))) for name in originals),
+    ]
+    _sink(bad.select(quarantine), folder)
 
 
 def _sink(rows: pl.LazyFrame, folder: Path) -> None:

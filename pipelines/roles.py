@@ -12,19 +12,58 @@ from pipelines.checked import Value
 DECLARED_TYPES = ("string", "int64", "float32", "datetime")
 SPLITS = ("train", "valid", "test")
 ROW_ID = "row_id"
+EVENTS = ("clicks", "conversions")
+SIMULATED = "simulated"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """Where raw rows are: files, folders or globs, relative to the dataset file's folder.
 
-    `patterns` maps a split to its files; the key is "all" where another rule splits the rows.
+    `patterns` maps a split to its files; the key is "all" where another rule splits the rows, and
+    `path` is where in the dataset file those stand. Where rows are impressions whose clicks and
+    conversions lie in logs of their own, `events` are those logs and `join` is the column of the
+    impressions that names one.
     """
 
     format: Literal["parquet", "csv"]
     patterns: dict[str, tuple[str, ...]]
     null_values: tuple[str, ...]
     types: dict[str, str]
+    path: str = "source.path"
+    join: str | None = None
+    events: tuple["EventLog", ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventLog:
+    """A log of clicks or conversions: its files, which impression each is of, and when it came."""
+
+    name: str
+    source: Source
+    join: str
+    time: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Simulation:
+    """What the simulated logs are made from: impressions over all splits, seed, correlation."""
+
+    rows: int
+    seed: int
+    correlation: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventLabel:
+    """A label made by joining: whether an impression has a click, or a conversion in time.
+
+    `attribution_hours` is how long after the impression's first click a conversion counts; None
+    for clicks, which count whenever they came.
+    """
+
+    log: str
+    attribution_hours: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,10 +80,11 @@ class Split:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRole:
-    """A task and the source column its label is made of.
+    """A task and the source column its label is made of, or the log whose events decide it.
 
     With `positive`, a listed value is 1 and any other 0; with `negative` too, a value in neither
-    list is a fault of the row. Without both, the column holds 0 and 1 or truth values.
+    list is a fault of the row. Without both, the column holds 0 and 1 or truth values. A label
+    of events has a column of no log, which joining adds.
     """
 
     path: str
@@ -54,6 +94,7 @@ class TaskRole:
     negative: tuple[Value, ...] | None
     space: str
     weight: float
+    events: EventLabel | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +181,7 @@ class Dataset:
     row_weight: str | None
     tasks: tuple[TaskRole, ...]
     features: tuple[FeatureRole, ...]
+    simulation: Simulation | None = None
 
     @property
     def input_columns(self) -> tuple[str, ...]:
@@ -156,7 +198,10 @@ class Dataset:
                 yield path, column
         if self.split.column:
             yield "split.column", self.split.column
+        if self.source.join:
+            yield "source.join", self.source.join
         for task in self.tasks:
-            yield f"{task.path}.label", task.column
+            if task.events is None:
+                yield f"{task.path}.label", task.column
         for feature in self.features:
             yield f"{feature.path}.column", feature.column

@@ -16,6 +16,7 @@ def check_dataset(dataset: Dataset, faults: Faults) -> None:
     """Note every contradiction within a dataset file in `faults`."""
     if not faults.under("source", "split"):
         _source_and_split(dataset, faults)
+        _events(dataset, faults)
     _tasks(dataset, faults)
     _features(dataset, faults)
     _leaks(dataset, faults)
@@ -27,10 +28,10 @@ def _source_and_split(dataset: Dataset, faults: Faults) -> None:
     by_file = split.by == "file"
     for key in ("train", "test") if by_file else ("all",):
         if not given.get(key):
-            path = "source.path" if key == "all" else f"source.{key}"
+            path = dataset.source.path if key == "all" else f"source.{key}"
             faults.note(path, wanted=f"files (the split is by {split.by})", got="nothing")
     for key in given.keys() & ({"all"} if by_file else {"train", "valid", "test"}):
-        path = "source.path" if key == "all" else f"source.{key}"
+        path = dataset.source.path if key == "all" else f"source.{key}"
         wanted = "no such entry where the split is by " + split.by
         faults.note(path, wanted=wanted, got=shown(list(given[key])))
     if by_file and ("valid" in given) == bool(split.valid_share):
@@ -44,6 +45,16 @@ def _source_and_split(dataset: Dataset, faults: Faults) -> None:
     for value in dict.fromkeys(listed):
         if listed.count(value) > 1:
             faults.note("split", wanted="each value in one list", got=f"{shown(value)} twice")
+
+
+def _events(dataset: Dataset, faults: Faults) -> None:
+    """Note labels of events that no log holds."""
+    logs = [event.name for event in dataset.source.events]
+    for task in dataset.tasks:
+        if task.events is not None and task.events.log and task.events.log not in logs:
+            wanted = f"a log that the source names (source.{task.events.log})"
+            got = repr(task.events.log)
+            faults.note(f"{task.path}.label.log", wanted=wanted, got=got, choices=logs)
 
 
 def _tasks(dataset: Dataset, faults: Faults) -> None:
@@ -101,7 +112,8 @@ def _features(dataset: Dataset, faults: Faults) -> None:
 
 def _leaks(dataset: Dataset, faults: Faults) -> None:
     """Refuse inputs that hold the answer, or how rows were chosen."""
-    barred = {task.column: f"the label of {task.name!r}" for task in dataset.tasks}
+    barred = {event.time: f"the time of {event.name}" for event in dataset.source.events}
+    barred |= {task.column: f"the label of {task.name!r}" for task in dataset.tasks}
     if dataset.split.column:
         barred[dataset.split.column] = "the split"
     if dataset.row_weight:
@@ -161,6 +173,7 @@ def check_columns(dataset: Dataset, columns: dict[str, Column], faults: Faults) 
         faults.note("split.column", wanted=wanted, got=f"{timed.name!r} of type {timed.type}")
     hashed: list[tuple[str, str | None]] = [
         ("user", dataset.user),
+        ("source.join", dataset.source.join),
         *((f"keys[{i}]", k) for i, k in enumerate(dataset.keys)),
     ]
     if dataset.split.by == "hash":

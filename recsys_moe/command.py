@@ -5,7 +5,8 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -51,6 +52,16 @@ def report_errors(program: str) -> Callable[[Callable[[DictConfig], Any]], Calla
         return guarded
 
     return decorate
+
+
+@contextmanager
+def building(what: str) -> Iterator[None]:
+    """Turn what a constructor says of configured values into a wrong request about `what`."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise RequestError(what, wanted="values it can be built from", got=reason) from error
 
 
 def output_folder(cfg: DictConfig) -> Path:

@@ -120,20 +120,33 @@ class ValidLoader:
 
 
 class DataModule(LightningDataModule):
-    """Train and validation batches of a features folder."""
+    """Train and validation batches of a features folder.
+
+    The position in the data is part of this module's state: Lightning hands a loader its own state
+    back only in the middle of an epoch, so a run resumed between two epochs would repeat the first.
+    """
 
     def __init__(self, features: Path, spec: FeatureSpec, *, batch_size: int, seed: int) -> None:
         super().__init__()
         self.train, self.valid = Split(features, "train", spec), Split(features, "valid", spec)
-        self.batch_size, self.seed = batch_size, seed
+        self.train_loader = TrainLoader(self.train, batch_size, seed)
+        self.valid_loader = ValidLoader(self.valid, max(batch_size, 8192))
 
     def train_dataloader(self) -> TrainLoader:
         """Return shuffled batches."""
-        return TrainLoader(self.train, self.batch_size, self.seed)
+        return self.train_loader
 
     def val_dataloader(self) -> ValidLoader:
         """Return ordered batches."""
-        return ValidLoader(self.valid, max(self.batch_size, 8192))
+        return self.valid_loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where training is in the data."""
+        return self.train_loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from there."""
+        self.train_loader.load_state_dict(state_dict)
 
 
 def _mapped(path: Path, width: int | None = None) -> NDArray[Any]:

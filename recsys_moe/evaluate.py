@@ -4,6 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from recsys_moe.command import report_errors, run_command
@@ -11,6 +14,7 @@ from recsys_moe.errors import RequestError
 from recsys_moe.files import SUCCESS, read_json, sha256_file, write_json
 from recsys_moe.paths import CONF_DIR
 from recsys_moe.progress import say
+from recsys_moe.spec import FeatureSpec
 
 PROGRAM = "recsys-moe-evaluate"
 BATCH_ROWS = 8192
@@ -66,7 +70,8 @@ def evaluate(run: Path, features: Path, split: str) -> dict[str, Any]:
     model, spec = load_model(run)
     data = Split(features, split, spec)
     logits, labels, known_labels = predict_split(model, data, BATCH_ROWS)
-    tasks = evaluate_outputs(spec, logits, labels, known_labels, data.users)
+    truth = _truth(features / "truth" / f"{split}.parquet", spec)
+    tasks = evaluate_outputs(spec, logits, labels, known_labels, data.users, truth)
     for name, metrics in tasks.items():
         if metrics["auc"] is None:
             raise RequestError(
@@ -79,9 +84,19 @@ def evaluate(run: Path, features: Path, split: str) -> dict[str, Any]:
     return result
 
 
+def _truth(path: Path, spec: FeatureSpec) -> dict[str, NDArray[np.float64]] | None:
+    """Read the true probabilities of a simulated split, row for row with its tensors, if any."""
+    if not path.exists():
+        return None
+    frame = pl.read_parquet(path)
+    return {name: frame[f"p_{name}"].to_numpy() for name, _ in spec.outputs()}
+
+
 def table(result: dict[str, Any]) -> str:
     """Lay an evaluation out for a terminal."""
-    columns = ("rows", "positives", "auc", "log_loss", "ne", "calibration", "gauc")
+    columns = ["rows", "positives", "auc", "log_loss", "ne", "calibration", "gauc"]
+    if any("regret" in metrics for metrics in result["tasks"].values()):
+        columns += ["best_auc", "regret"]
     lines = [f"{result['split']} split".ljust(26) + "".join(f"{name:>12}" for name in columns)]
     for task, metrics in result["tasks"].items():
         cells = (_cell(metrics[name]) for name in columns)

@@ -19,23 +19,20 @@ from recsys_moe.ranker import Ranker
 from recsys_moe.run_files import Checkpoints, MetricsFile, RewindMetrics
 
 
-def fit(
-    ranker: Ranker,
-    data: DataModule,
+def make_trainer(
+    configured: Callable[..., Trainer],
     output: Path,
-    make_trainer: Callable[..., Trainer],
     checkpoints: Checkpoints,
     *,
     max_epochs: int,
-) -> None:
-    """Train to the end, continuing from `output/last.ckpt` if it is there."""
+) -> Trainer:
+    """Add to the configured trainer what every run has; nothing is written yet."""
     _quieten()
     metrics_file = MetricsFile(output / "metrics.csv")
-    board = TensorBoardLogger(output, name="", version="tensorboard")
-    trainer = make_trainer(
+    return configured(
         max_epochs=max_epochs,
         callbacks=[checkpoints, RewindMetrics(metrics_file)],
-        logger=[metrics_file, board],
+        logger=[metrics_file, TensorBoardLogger(output, name="", version="tensorboard")],
         default_root_dir=output,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
@@ -43,29 +40,30 @@ def fit(
         enable_model_summary=False,
         enable_progress_bar=sys.stdout.isatty(),
     )
+
+
+def fit(ranker: Ranker, data: DataModule, trainer: Trainer, output: Path) -> None:
+    """Train to the end, continuing from `output/last.ckpt` if it is there."""
     last = output / "last.ckpt"
     if last.exists():
         step = read_checkpoint(last)["global_step"]
         say("train", f"continues from step {step:,} of {last}")
     started = time.monotonic()
-    trainer.fit(
-        ranker, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True
-    )
-    metrics_file.save()
+    checkpoint = str(last) if last.exists() else None
+    trainer.fit(ranker, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     seconds = time.monotonic() - started
     say("train", f"{trainer.global_step:,} steps in all, {seconds:.1f} s in this session")
 
 
 def check_device(accelerator: str, devices: int) -> None:
-    """Refuse a GPU that is not there before anything is written or computed."""
-    if accelerator not in ("gpu", "cuda"):
-        return
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if found < devices:
+    """Refuse devices that are not there before anything is written or computed."""
+    if devices != 1:
+        raise RequestError("trainer.devices", wanted="1 (a run uses one device)", got=str(devices))
+    if accelerator == "gpu" and not torch.cuda.is_available():
         raise RequestError(
-            f"trainer.accelerator={accelerator}",
-            wanted=f"{devices} CUDA device{'s' * (devices != 1)}",
-            got=f"{found or 'none'} (use trainer=cpu to train on the CPU)",
+            "trainer.accelerator=gpu",
+            wanted="a CUDA device",
+            got="none (use trainer=cpu to train on the CPU)",
         )
 
 

@@ -141,6 +141,9 @@ def _assemble(
     dropout: float,
     embedding_dropout: float,
 ) -> MultiTaskModel:
+    for name, share in (("dropout", dropout), ("embedding_dropout", embedding_dropout)):
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
+            raise RequestError(f"model.{name}", wanted="a share from 0 to below 1", got=repr(share))
     towers = {task: Tower(mixture.output_width, tower_widths, dropout=dropout) for task in tasks}
     embeddings = Embeddings(spec, embedding_dim)
     return MultiTaskModel(embeddings, mixture, towers, embedding_dropout=embedding_dropout)

@@ -46,8 +46,9 @@ def evaluate_outputs(
     labels: Columns,
     known: Columns,
     users: NDArray[np.int64] | None = None,
+    truth: Columns | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Return per output its space, rows, positives and metrics."""
+    """Return per output its space, rows, positives and metrics; with a known truth, the regret."""
     p_all = probabilities(spec, logits)
     result = {}
     for name, outcome in outcomes(spec, labels, known).items():
@@ -63,4 +64,28 @@ def evaluate_outputs(
             "calibration": metrics.calibration(p, y),
             "gauc": None if users is None else metrics.gauc(p, y, users[rows]),
         }
+        if truth is not None:
+            result[name] |= _against(truth[name], p_all[name], rows, y)
     return result
+
+
+def _against(
+    true_p: NDArray[np.float64],
+    p: NDArray[np.float64],
+    rows: NDArray[np.bool_],
+    y: NDArray[np.float64],
+) -> dict[str, float | None]:
+    """Return the best possible AUC, and how much expected log loss is lost to the true probability.
+
+    `regret` is over the rows of the output's own space, `regret_all_rows` over every row: what a
+    conversion model says of impressions nobody clicked.
+    """
+
+    def regret(p: NDArray[np.float64], true_p: NDArray[np.float64]) -> float:
+        return metrics.log_loss(p, true_p) - metrics.log_loss(true_p, true_p)
+
+    return {
+        "best_auc": metrics.auc(true_p[rows], y),
+        "regret": regret(p[rows], true_p[rows]),
+        "regret_all_rows": regret(p, true_p),
+    }

@@ -10,7 +10,7 @@ import polars as pl
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from recsys_moe.command import output_folder, report_errors, run_command
+from recsys_moe.command import building, output_folder, report_errors, run_command
 from recsys_moe.errors import RequestError
 from recsys_moe.files import (
     REQUEST,
@@ -67,14 +67,17 @@ def _check(cfg: DictConfig, spec: FeatureSpec) -> None:
         "batch_size": 1,
         "max_epochs": 1,
         "patience": 0,
-        "checkpoint_every_seconds": 0,
         "log_every_steps": 1,
         "seed": 0,
     }
     for name, least in smallest.items():
         value = cfg[name]
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < least:
-            raise RequestError(name, wanted=f"a number of at least {least}", got=repr(value))
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise RequestError(name, wanted=f"a whole number of at least {least}", got=repr(value))
+    seconds = cfg.checkpoint_every_seconds
+    if not isinstance(seconds, int | float) or not seconds >= 0:
+        wanted = "a number of at least 0"
+        raise RequestError("checkpoint_every_seconds", wanted=wanted, got=repr(seconds))
     monitors = [
         f"valid/{metric}{output}"
         for metric in ("auc", "log_loss")
@@ -94,7 +97,7 @@ def _train(cfg: DictConfig, features: Path, output: Path, request: dict[str, Any
 
     from recsys_moe.checkpoint import check_targets
     from recsys_moe.datamodule import DataModule
-    from recsys_moe.fit import check_device, fit
+    from recsys_moe.fit import check_device, fit, make_trainer
     from recsys_moe.models import num_parameters
     from recsys_moe.ranker import Ranker
     from recsys_moe.run_files import Checkpoints
@@ -105,21 +108,26 @@ def _train(cfg: DictConfig, features: Path, output: Path, request: dict[str, Any
     torch.set_float32_matmul_precision("high" if torch.cuda.is_available() else "medium")
     spec = FeatureSpec.load(features / "feature_spec.json")
     data = DataModule(features, spec, batch_size=cfg.batch_size, seed=cfg.seed)
-    model = instantiate(cfg.model, _convert_="all")(spec)
-    ranker = Ranker(
-        model,
-        instantiate(cfg.loss)(spec),
-        spec,
-        instantiate(cfg.optimizer),
-        num_steps=cfg.max_epochs * len(data.train_dataloader()),
-        log_every_steps=cfg.log_every_steps,
-    )
+    num_steps = cfg.max_epochs * len(data.train_loader)
+    with building("model"):
+        model = instantiate(cfg.model, _convert_="all")(spec)
+    with building("loss"):
+        loss = instantiate(cfg.loss)(spec)
+    with building("optimizer"):
+        make_optimizer = instantiate(cfg.optimizer)
+        make_optimizer(model, num_steps)
     checkpoints = Checkpoints(
         output,
         monitor=cfg.monitor,
         mode=cfg.mode,
         patience=cfg.patience,
         every_seconds=cfg.checkpoint_every_seconds,
+    )
+    with building("trainer"):
+        configured = instantiate(cfg.trainer)
+        trainer = make_trainer(configured, output, checkpoints, max_epochs=cfg.max_epochs)
+    ranker = Ranker(
+        model, loss, spec, make_optimizer, num_steps=num_steps, log_every_steps=cfg.log_every_steps
     )
     claim(output, request, overwrite=cfg.overwrite)
     write_text(output / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
@@ -129,7 +137,7 @@ def _train(cfg: DictConfig, features: Path, output: Path, request: dict[str, Any
         f"{spec.dataset}: {data.train.num_rows:,} train and {data.valid.num_rows:,} validation "
         f"rows, {num_parameters(model):,} parameters, {cfg.trainer.accelerator}",
     )
-    fit(ranker, data, output, instantiate(cfg.trainer), checkpoints, max_epochs=cfg.max_epochs)
+    fit(ranker, data, trainer, output)
     finish(output, {"parameters": num_parameters(model), cfg.monitor: checkpoints.best})
     say("train", f"best {cfg.monitor} {checkpoints.best:.5f}  {output}")
 

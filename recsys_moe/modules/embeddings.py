@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recsys_moe.errors import RequestError
 from recsys_moe.spec import PAD, FeatureSpec
 
 
@@ -24,6 +25,12 @@ class Embeddings(nn.Module):
         start = dict(
             zip([table.name for table in spec.tables], accumulate(sizes, initial=0), strict=False)
         )
+        if sum(sizes) >= 2**31:
+            raise RequestError(
+                "tables",
+                wanted="fewer than 2^31 rows in all (int32 offsets)",
+                got=f"{sum(sizes):,}",
+            )
         features = spec.code_features
         self.dim = dim
         self.bounds = tuple(accumulate((feature.num_slots for feature in features), initial=0))

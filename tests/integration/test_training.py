@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -91,6 +92,47 @@ def test_ten_kills_leave_the_weights_of_the_undisturbed_run(
     assert_same_run(output, undisturbed)
 
 
+@pytest.mark.parametrize("written", ["step 1", "step 23", "step 24", "best.ckpt", "last.ckpt"])
+def test_death_right_after_any_file_is_survived(
+    features: Path, undisturbed: Path, tmp_path: Path, written: str
+) -> None:
+    """Step 24 is the last of the first epoch, whose end writes best.ckpt and then last.ckpt."""
+    output = tmp_path / "run"
+    arguments = [f"features={features}", f"output={output}", *SMALL, "checkpoint_every_seconds=0"]
+    child = _FORKSERVER.Process(target=die_after, args=(written, *arguments))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+
+    child = in_child(*arguments)
+    child.join()
+
+    assert child.exitcode == 0
+    assert_same_run(output, undisturbed)
+
+
+def die_after(written: str, *arguments: str) -> None:
+    """Train, and be killed at a step's end or once a file of the first epoch's end is there."""
+    from recsys_moe.run_files import Checkpoints
+
+    write, batch_end = Checkpoints._write, Checkpoints.on_train_batch_end
+
+    def die_at(trainer: Any, now: str) -> None:
+        if now == written and (trainer.global_step == 24 or now.startswith("step")):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def write_and_die(self: Checkpoints, trainer: Any, name: str) -> None:
+        write(self, trainer, name)
+        die_at(trainer, name)
+
+    def step_and_die(self: Checkpoints, trainer: Any, *rest: Any) -> None:
+        batch_end(self, trainer, *rest)
+        die_at(trainer, f"step {trainer.global_step}")
+
+    Checkpoints._write, Checkpoints.on_train_batch_end = write_and_die, step_and_die  # type: ignore[method-assign,assignment]
+    run(*arguments, silent=True)
+
+
 def test_a_stopped_run_stays_stopped(features: Path, tmp_path: Path) -> None:
     """Killed between its last checkpoint and its success mark, it must not train on."""
     output = tmp_path / "run"
@@ -151,7 +193,13 @@ def test_a_finished_run_is_left_alone(
         (["model=pel"], "Did you mean 'ple'?"),
         (["model.num_shared_expert=3"], "Did you mean 'model.num_shared_experts'?"),
         (["optimizer.lrr=3"], "Did you mean 'optimizer.lr'?"),
-        (["trainer=gpu"], "wanted 1 CUDA device, got none"),
+        (["trainer=gpu"], "wanted a CUDA device, got none"),
+        (["trainer.devices=2"], "trainer.devices: wanted 1"),
+        (["trainer.precision=bf17"], "trainer: wanted"),
+        (["+model.foo=3"], "model: wanted"),
+        (["model.dropout=2"], "model.dropout: wanted a share"),
+        (["optimizer.lr=fast"], "optimizer"),
+        (["max_epochs=1.5"], "max_epochs: wanted a whole number"),
         (["model.widths=[0]"], "model.widths: wanted whole numbers of at least 1"),
         (["max_epochs=3"], "another config.max_epochs"),
         (["features=nowhere"], "wanted a finished features folder, got none"),

@@ -2,9 +2,11 @@
 
 import sys
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 import yaml
@@ -87,3 +89,27 @@ def contents() -> Callable[[Path], dict[str, bytes]]:
         return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
     return read
+
+
+def shop_frame(rows: int, seed: int, **replaced: Any) -> pl.DataFrame:
+    """Rows of every type, with a key, a user, a time, labels and a weight."""
+    draw = np.random.default_rng(seed)
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    columns = {
+        "item": [f"i{n}" for n in draw.zipf(1.5, rows) % 50],
+        "place": pl.Series(draw.integers(0, 9, rows), dtype=pl.Int16),
+        "price": draw.normal(size=rows).round(3) * 3,
+        "user": draw.integers(0, 40, rows),
+        "fold": draw.choice(["a", "b", "c"], rows),
+        "at": [start + timedelta(seconds=int(s)) for s in draw.integers(0, 10**6, rows)],
+        "click": draw.integers(0, 2, rows),
+        "bought": [None if x < 0.3 else int(x > 0.6) for x in draw.random(rows)],
+        "weight": draw.random(rows),
+    }
+    return pl.DataFrame(columns).with_columns(**replaced)
+
+
+@pytest.fixture
+def frame() -> Callable[..., pl.DataFrame]:
+    """Return a function that draws rows of every type from a seed."""
+    return shop_frame

@@ -1,14 +1,12 @@
-"""Laws of the features command: order, splits, leaks, repetition, crashes."""
+"""Laws of the features command: types, labels, quarantine, repetition, crashes."""
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +15,10 @@ import polars as pl
 import pytest
 import yaml
 
-from pipelines import build, prepare
-from pipelines.logs import scan_logs
-from pipelines.split import order_statistic
 from recsys_moe.errors import DataError, RequestError
-from recsys_moe.spec import FeatureSpec
 
 Build = Callable[..., Path]
+Frame = Callable[..., pl.DataFrame]
 FEATURES = [
     {"kind": "categorical", "columns": ["item", "place"], "num_oov": 2},
     {"kind": "numeric", "name": "price_scaled", "column": "price", "missing_flag": True},
@@ -32,123 +27,15 @@ FEATURES = [
 FITTED = ("feature_spec.json", "vocab", "prepared/train", "tensors/train")
 
 
-def frame(rows: int, seed: int, **replaced: Any) -> pl.DataFrame:
-    draw = np.random.default_rng(seed)
-    start = datetime(2026, 1, 1, tzinfo=UTC)
-    columns = {
-        "item": [f"i{n}" for n in draw.zipf(1.5, rows) % 50],
-        "place": pl.Series(draw.integers(0, 9, rows), dtype=pl.Int16),
-        "price": draw.normal(size=rows).round(3) * 3,
-        "user": draw.integers(0, 40, rows),
-        "fold": draw.choice(["a", "b", "c"], rows),
-        "at": [start + timedelta(seconds=int(s)) for s in draw.integers(0, 10**6, rows)],
-        "click": draw.integers(0, 2, rows),
-        "bought": [None if x < 0.3 else int(x > 0.6) for x in draw.random(rows)],
-        "weight": draw.random(rows),
-    }
-    return pl.DataFrame(columns).with_columns(**replaced)
-
-
 def prepared(out: Path, split: str) -> pl.DataFrame:
     return pl.read_parquet(out / "prepared" / split)
 
 
-def one_file(dataset_of: Any, split: dict[str, Any], **more: Any) -> Any:
-    source = {"format": "parquet", "path": "train.parquet"}
-    return dataset_of(FEATURES, source=source, split=split, **more)
-
-
-def test_every_row_comes_once_and_in_order(build_features: Build, dataset_of: Any) -> None:
-    train, test = frame(500, 1), frame(200, 2)
-
-    out = build_features(dataset_of(FEATURES), {"train": train, "test": test})
-
-    ids = {split: prepared(out, split)["row_id"] for split in ("train", "valid", "test")}
-    assert all(series.is_sorted() for series in ids.values())
-    assert sorted([*ids["train"], *ids["valid"]]) == list(range(500))
-    assert ids["test"].to_list() == list(range(500, 700))
-    both = pl.concat([train, test])
-    for split, series in ids.items():
-        assert prepared(out, split)["item"].to_list() == both["item"].gather(series).to_list()
-    assert 0.15 < len(ids["valid"]) / 500 < 0.45
-
-
-def test_the_future_cannot_leak(
-    build_features: Build, dataset_of: Any, contents: Callable[[Path], dict[str, bytes]]
-) -> None:
-    train, test = frame(600, 1), frame(200, 2)
-    first = build_features(dataset_of(FEATURES, user="user"), {"train": train, "test": test})
-    is_valid = pl.Series(range(600)).is_in(prepared(first, "valid")["row_id"].to_list())
-    other = frame(600, 3, item=pl.lit("other"), price=pl.lit(1e9), click=1 - pl.col("click"))
-    changed = pl.DataFrame(
-        {
-            name: pl.select(pl.when(is_valid).then(other[name]).otherwise(train[name])).to_series()
-            for name in train.columns
-        }
-    )
-
-    second = build_features(
-        dataset_of(FEATURES, user="user"), {"train": changed, "test": other.head(150)}
-    )
-
-    for path in FITTED:
-        mine = {path: (first / path).read_bytes()} if "." in path else contents(first / path)
-        theirs = {path: (second / path).read_bytes()} if "." in path else contents(second / path)
-        assert mine == theirs
-    assert not prepared(first, "valid").equals(prepared(second, "valid"))
-
-
-@pytest.mark.parametrize("by", ["hash", "time", "column"])
-def test_a_split_is_what_its_rule_says(build_features: Build, dataset_of: Any, by: str) -> None:
-    rows = frame(2000, 4)
-    rules: dict[str, dict[str, Any]] = {
-        "hash": {"by": "hash", "column": "user", "valid_share": 0.2, "test_share": 0.2, "seed": 3},
-        "time": {"by": "time", "column": "at", "valid_share": 0.2, "test_share": 0.1},
-        "column": {"by": "column", "column": "fold", "train": "a", "valid": ["b"], "test": ["c"]},
-    }
-
-    out = build_features(one_file(dataset_of, rules[by]), {"train": rows})
-
-    of = {s: rows[prepared(out, s)["row_id"].to_list()] for s in ("train", "valid", "test")}
-    assert sum(len(part) for part in of.values()) == 2000
-    if by == "hash":
-        users = [set(part["user"]) for part in of.values()]
-        assert len(users[0] | users[1] | users[2]) == sum(map(len, users))
-    if by == "time":
-        assert of["train"]["at"].max() < of["valid"]["at"].min()
-        assert of["valid"]["at"].max() < of["test"]["at"].min()
-        assert len(of["test"]) == pytest.approx(200, abs=3)
-        assert len(of["valid"]) == pytest.approx(400, abs=3)
-        window = FeatureSpec.load(out / "feature_spec.json").train_window
-        ends = of["train"]["at"].min(), of["train"]["at"].max()
-        assert window == tuple(int(end.timestamp() * 1e6) for end in ends)
-    if by == "column":
-        assert [set(part["fold"]) for part in of.values()] == [{"a"}, {"b"}, {"c"}]
-
-
-def test_a_rank_in_time_needs_no_sort() -> None:
-    draw = random.Random(0)
-    times = [draw.choice([draw.randrange(-(2**60), 2**60), draw.randrange(9)]) for _ in range(500)]
-    frame = pl.DataFrame({"time": times}).lazy()
-
-    for rank in (0, 1, 250, 499):
-        assert order_statistic(frame, rank) == sorted(times)[rank]
-
-
-def test_a_seed_and_nothing_else_draws_the_validation(
-    build_features: Build, dataset_of: Any
-) -> None:
-    frames = {"train": frame(400, 1), "test": frame(50, 2)}
-    draws = []
-    for seed, rows in ((1, frames), (1, {**frames, "train": frame(400, 9)}), (2, frames)):
-        split = {"by": "file", "valid_share": 0.3, "seed": seed}
-        out = build_features(dataset_of(FEATURES, split=split), rows)
-        draws.append(prepared(out, "valid")["row_id"].to_list())
-    assert draws[0] == draws[1] != draws[2]
-
-
 def test_csv_is_parquet(
-    build_features: Build, dataset_of: Any, contents: Callable[[Path], dict[str, bytes]]
+    build_features: Build,
+    dataset_of: Any,
+    contents: Callable[[Path], dict[str, bytes]],
+    frame: Frame,
 ) -> None:
     frames = {"train": frame(300, 1), "test": frame(99, 2)}
     frames = {name: rows.drop("at") for name, rows in frames.items()}
@@ -164,7 +51,7 @@ def test_csv_is_parquet(
 
 
 def test_a_null_label_is_unknown_and_never_a_negative(
-    build_features: Build, dataset_of: Any
+    build_features: Build, dataset_of: Any, frame: Frame
 ) -> None:
     tasks = [
         {"name": "click", "label": "click"},
@@ -185,7 +72,7 @@ def test_a_null_label_is_unknown_and_never_a_negative(
 
 
 def test_rows_in_are_rows_out_and_rows_in_quarantine(
-    build_features: Build, dataset_of: Any
+    build_features: Build, dataset_of: Any, frame: Frame
 ) -> None:
     train = frame(400, 1).with_columns(
         item=pl.when(pl.int_range(pl.len()) < 3).then(pl.lit("")).otherwise("item"),
@@ -211,7 +98,9 @@ def test_rows_in_are_rows_out_and_rows_in_quarantine(
         build_features(value, frames, max_quarantine_share=0.001)
 
 
-def test_types_become_the_three_of_the_contract(build_features: Build, dataset_of: Any) -> None:
+def test_types_become_the_three_of_the_contract(
+    build_features: Build, dataset_of: Any, frame: Frame
+) -> None:
     rows = frame(300, 1).with_columns(
         day=pl.col("at").dt.date(),
         local=pl.col("at").dt.convert_time_zone("Asia/Tokyo"),
@@ -238,7 +127,11 @@ def test_types_become_the_three_of_the_contract(build_features: Build, dataset_o
 
 
 def test_running_again_does_nothing_and_another_request_is_refused(
-    command: Any, dataset_of: Any, tmp_path: Path, contents: Callable[[Path], dict[str, bytes]]
+    command: Any,
+    dataset_of: Any,
+    tmp_path: Path,
+    contents: Callable[[Path], dict[str, bytes]],
+    frame: Frame,
 ) -> None:
     for name in ("train", "test"):
         frame(300, 1).write_parquet(tmp_path / "conf" / f"{name}.parquet", mkdir=True)
@@ -261,7 +154,7 @@ def test_running_again_does_nothing_and_another_request_is_refused(
 
 
 def test_killed_and_run_again_gives_the_same_bytes_on_any_threads(
-    dataset_of: Any, tmp_path: Path, contents: Callable[[Path], dict[str, bytes]]
+    dataset_of: Any, tmp_path: Path, contents: Callable[[Path], dict[str, bytes]], frame: Frame
 ) -> None:
     folder = tmp_path / "conf" / "dataset"
     folder.mkdir(parents=True)
@@ -292,7 +185,7 @@ def test_killed_and_run_again_gives_the_same_bytes_on_any_threads(
     assert contents(whole) == contents(cut)
 
 
-def test_text_dates_of_csv_are_utc(build_features: Build, dataset_of: Any) -> None:
+def test_text_dates_of_csv_are_utc(build_features: Build, dataset_of: Any, frame: Frame) -> None:
     rows = frame(200, 1)
     forms = ["%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S+00:00"]
     features = [{"kind": "categorical", "columns": ["at"]}]
@@ -305,21 +198,7 @@ def test_text_dates_of_csv_are_utc(build_features: Build, dataset_of: Any) -> No
         assert prepared(out, "test")["at"].to_list() == micros
 
 
-def test_no_step_of_the_plan_holds_all_rows(dataset_of: Any, tmp_path: Path) -> None:
-    frame(300, 1).write_parquet(tmp_path / "train.parquet")
-    split = {"by": "time", "column": "at"}
-    value = one_file(dataset_of, split, user="user", keys=["item"], row_weight="weight")
-    dataset, logs, columns = build.open_dataset(value, tmp_path)
-    rows = prepare.plan(dataset, scan_logs(dataset.source, logs, columns), columns)
-
-    graph = rows.show_graph(engine="streaming", plan_stage="physical", raw_output=True)
-
-    assert 'label="multi-scan' in str(graph)
-    for step in ("in-memory", "columnar-function", "sort", "equi-join", "window"):
-        assert f'label="{step}' not in str(graph)
-
-
-def test_an_empty_source_is_refused(build_features: Build, dataset_of: Any) -> None:
+def test_an_empty_source_is_refused(build_features: Build, dataset_of: Any, frame: Frame) -> None:
     none = frame(300, 1).head(0)
     with pytest.raises(RequestError, match="wanted rows, got none"):
         build_features(dataset_of(FEATURES), {"train": none, "test": none})

@@ -260,7 +260,10 @@ def test_csv_that_is_not_what_it_says_ends_with_2(
     ("arguments", "words"),
     [
         ((), ["dataset: wanted dataset=…", "census_income", "other"]),
-        (("dataset=census_incom",), ["mean 'census_income'?", "Choices: census_income, other."]),
+        (
+            ("dataset=census_incom",),
+            ["mean 'census_income'?", "Choices: census_income, funnel, other."],
+        ),
         (("dataset=othr",), ["Did you mean 'other'?"]),
         (("dataset=other", "output=null"), ["output"]),
         (("dataset=census_income", "dataset.split.sed=3"), ["mean 'dataset.split.seed'?"]),

@@ -66,17 +66,19 @@ def test_per_task_counts_only_known_rows_of_the_tasks_own_space() -> None:
     assert found["conversion"].item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_entire_space_learns_the_product_and_a_row_without_click_is_a_known_negative() -> None:
+def test_entire_space_learns_the_product_of_all_rows_and_the_task_in_its_space() -> None:
     found = losses.auto(spec())(logits(), batch())
 
-    terms = []
+    total = rows = 0.0
     for i in range(5):
-        p = sigmoid(CLICK[i]) * sigmoid(CONVERSION[i])
-        if not CLICKED[i]:
-            terms.append((WEIGHTS[i], -math.log(1 - p)))
+        p, own = sigmoid(CLICK[i]) * sigmoid(CONVERSION[i]), sigmoid(CONVERSION[i])
+        if not CLICKED[i]:  # a row without a click is a known negative of the product
+            total += WEIGHTS[i] * -math.log(1 - p)
         elif CONVERSION_KNOWN[i]:
-            terms.append((WEIGHTS[i], -math.log(p if CONVERTED[i] else 1 - p)))
-    assert found["conversion"].item() == pytest.approx(0.5 * mean(terms), abs=1e-6)
+            total += WEIGHTS[i] * -math.log(p if CONVERTED[i] else 1 - p)
+            total += WEIGHTS[i] * -math.log(own if CONVERTED[i] else 1 - own)
+        rows += WEIGHTS[i] * (not CLICKED[i] or CONVERSION_KNOWN[i])
+    assert found["conversion"].item() == pytest.approx(0.5 * total / rows, abs=1e-6)
 
 
 def test_auto_is_per_task_where_nothing_is_chained() -> None:
