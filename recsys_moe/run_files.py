@@ -23,14 +23,23 @@ class Checkpoints(Callback):
     """
 
     def __init__(
-        self, output: Path, *, monitor: str, mode: str, patience: int, every_seconds: float
+        self,
+        output: Path,
+        *,
+        monitor: str,
+        mode: str,
+        patience: int,
+        every_seconds: float,
+        batch_size: int,
     ) -> None:
         self.output, self.monitor, self.sign = output, monitor, 1 if mode == "max" else -1
         self.patience, self.every_seconds = patience, every_seconds
+        self.batch_size = batch_size
         self.best: float | None = None
         self.epochs_since_best = 0
         self._random: dict[str, Any] | None = None
-        self._written = time.monotonic()
+        self._written = self._epoch_started = time.monotonic()
+        self._first_step, self._epoch_seconds = 0, 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take up the random state of a resumed run, and stay stopped if it had stopped."""
@@ -38,8 +47,17 @@ class Checkpoints(Callback):
             torch.set_rng_state(self._random["cpu"])
             if torch.cuda.is_available() and self._random["cuda"]:
                 torch.cuda.set_rng_state_all(self._random["cuda"])
-        self._written = time.monotonic()
+        self._written = self._epoch_started = time.monotonic()
+        self._first_step = trainer.global_step
         trainer.should_stop = self._exhausted()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock of the epoch."""
+        self._epoch_started, self._first_step = time.monotonic(), trainer.global_step
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop it: the rate is that of training alone."""
+        self._epoch_seconds = time.monotonic() - self._epoch_started
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -63,7 +81,9 @@ class Checkpoints(Callback):
             if name.startswith("valid/auc")
         )
         epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-        say("train", f"{epoch}  {metrics}{'  best' if better else ''}")
+        steps = trainer.global_step - self._first_step
+        rate = steps * self.batch_size / self._epoch_seconds
+        say("train", f"{epoch}  {metrics}  {rate:,.0f} rows/s{'  best' if better else ''}")
         if self._exhausted():
             say("train", f"stopped: {self.patience} epochs without a better {self.monitor}")
             trainer.should_stop = True

@@ -122,6 +122,7 @@ def _train(cfg: DictConfig, features: Path, output: Path, request: dict[str, Any
         mode=cfg.mode,
         patience=cfg.patience,
         every_seconds=cfg.checkpoint_every_seconds,
+        batch_size=cfg.batch_size,
     )
     with building("trainer"):
         configured = instantiate(cfg.trainer)

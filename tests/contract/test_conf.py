@@ -21,6 +21,7 @@ from recsys_moe.predictions import probabilities
 
 ROOT = Path(__file__).parents[2]
 MODELS = sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml"))
+OPTIMIZERS = sorted(path.stem for path in (CONF_DIR / "optimizer").glob("*.yaml"))
 LOSSES = sorted(path.stem for path in (CONF_DIR / "loss").glob("*.yaml"))
 COMMANDS = sorted(path.stem for path in CONF_DIR.glob("*.yaml"))
 SMALL = ["batch_size=128", "max_epochs=1", "model.tower_widths=[4]", "model.embedding_dim=3"]
@@ -36,15 +37,19 @@ def run(module: object, *arguments: str) -> None:
     module.main()  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(
-    ("model", "loss"),
-    [(model, "auto") for model in MODELS] + [("shared_bottom", loss) for loss in LOSSES],
-)
+CHOICES = [
+    *([f"model={model}"] for model in MODELS),
+    *(["model=shared_bottom", f"loss={loss}"] for loss in LOSSES),
+    *(["model=shared_bottom", f"optimizer={optimizer}"] for optimizer in OPTIMIZERS),
+]
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=",".join)
 def test_it_trains_a_step_exports_and_scores_as_the_checkpoint_does(
-    model: str, loss: str, features: Path, tmp_path: Path
+    choice: list[str], features: Path, tmp_path: Path
 ) -> None:
     folder, artifact = tmp_path / "run", tmp_path / "artifact"
-    run(train, f"features={features}", f"output={folder}", f"model={model}", f"loss={loss}", *SMALL)
+    run(train, f"features={features}", f"output={folder}", *choice, *SMALL)
     run(evaluate, f"run={folder}", f"features={features}")
     run(to_onnx, f"run={folder}", f"output={artifact}")
 
