@@ -20,6 +20,7 @@ Array = npt.NDArray[Any]
 Scores = dict[str, npt.NDArray[np.float32]]
 
 BATCH_ROWS = {"cpu": 4096, "cuda": 65536}
+_EXACT = 2**53  # below it every whole number is a float64 of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ class Scorer:
         Args:
             frame: A Polars frame, a mapping from column names to values, or whatever else Polars
                 makes a frame of (pandas, Arrow). Other columns may be in it; they are ignored.
+                From pandas, integers may come as floats, as they do beside missing ones.
 
         Returns:
             As many rows as came, in their order. A row that a scoring job would quarantine (an
@@ -172,8 +174,25 @@ class Scorer:
         try:
             if isinstance(frame, Mapping):
                 return pl.DataFrame({name: frame[name] for name in names}, strict=True)
-            return pl.DataFrame(frame[names] if hasattr(frame, "iloc") else frame).select(names)
+            if not hasattr(frame, "iloc"):
+                return pl.DataFrame(frame).select(names)
+            pandas = pl.DataFrame(frame[names])
+            integers = (i.name for i in self.artifact.inputs if i.column.type == "int64")
+            return pandas.with_columns(_whole(pandas[name]) for name in integers)
         except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:
             raise RequestError(
                 "input", wanted="a table of columns", got=str(error).splitlines()[0]
             ) from None
+
+
+def _whole(series: pl.Series) -> pl.Series:
+    """Return floats, or lists of them, as int64 where every one is whole; leave the rest alone."""
+    inner = getattr(series.dtype, "inner", series.dtype)
+    if not inner.is_float():
+        return series
+    kind = pl.List(pl.Int64()) if series.dtype == pl.List else pl.Int64()
+    numbers = (series.explode() if kind == pl.List else series).fill_nan(None).drop_nulls()
+    if not ((numbers == numbers.round()) & (numbers.abs() < _EXACT)).all():
+        return series
+    element = pl.element().fill_nan(None)
+    return (series.list.eval(element) if kind == pl.List else series.fill_nan(None)).cast(kind)

@@ -160,9 +160,10 @@ def read_footer(path: Path, name: str) -> InputFile:
         handle.seek(max(0, size - _TAIL_BYTES))
         tail = handle.read()
         if tail[4:] != _MAGIC:
+            other = path.suffix.lower() not in ("", ".parquet", ".pq")
             raise RequestError(
                 f"input={path}",
-                wanted="a whole parquet file",
+                wanted="a whole parquet file" + (" (no other format is read)" if other else ""),
                 got=f"{size} bytes that end otherwise",
             )
         handle.seek(max(0, size - _TAIL_BYTES - int.from_bytes(tail[:4], "little")))

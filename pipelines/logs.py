@@ -21,6 +21,7 @@ from recsys_moe.spec import INT64_MISSING, Column, ColumnType
 FILE_SPLIT = "\x1fsplit"
 ORIGINAL = "\x1foriginal "
 _INFERRED_ROWS = 10_000
+_LISTED = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +85,11 @@ _CSV_TYPES: dict[str, pl.DataType] = {"int64": pl.Int64(), "float32": pl.Float64
 
 
 def _scan_csv(source: Source, path: Path, types: dict[str, pl.DataType]) -> pl.LazyFrame:
-    header = pl.scan_csv(path, infer_schema_length=0).collect_schema().names()
+    separator = source.separator
+    header = pl.scan_csv(path, separator=separator, infer_schema_length=0).collect_schema().names()
     return pl.scan_csv(
         path,
+        separator=separator,
         schema_overrides={column: kind for column, kind in types.items() if column in header},
         null_values=list(source.null_values) or None,
         infer_schema_length=_INFERRED_ROWS,
@@ -105,10 +108,14 @@ def column_types(
         faults: Where to note what is wrong.
     """
     columns: dict[str, Column] = {}
+    listed: set[Path] = set()
     for name, path in wanted.items():
         for log in logs:
             if name not in log.schema:
                 wanted_words = f"a column of {log.path.name}"
+                if log.path not in listed:
+                    wanted_words += f" ({_listing(log, source)})"
+                    listed.add(log.path)
                 faults.note(path, wanted=wanted_words, got=repr(name), choices=list(log.schema))
                 break
             found = _column(name, log.schema[name], source.types.get(name))
@@ -125,6 +132,15 @@ def column_types(
         else:
             columns.setdefault(name, Column(name=name, type="string"))
     return columns
+
+
+def _listing(log: LogFile, source: Source) -> str:
+    """Say which columns a file has, the first of many, or that its separator seems another."""
+    names = list(log.schema)
+    if source.format == "csv" and len(names) == 1 and any(sign in names[0] for sign in ";\t|,"):
+        return f"it has only {names[0]!r}: is its separator {source.separator!r}?"
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"it has {', '.join(names[:_LISTED]) or 'none'}{more}"
 
 
 def check_declared(source: Source, logs: list[LogFile], faults: Faults) -> None:

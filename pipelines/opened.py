@@ -55,7 +55,10 @@ def open_dataset(value: Any, folder: Path, *, raw: Path | None = None) -> Opened
     logs = _files(dataset, dataset.source, "impressions", folder, faults)
     if not logs:
         faults.raise_any()
-    wanted = {column: path for path, column in reversed(list(dataset.roles())) if column}
+    wanted: dict[str, str] = {}
+    for path, column in dataset.roles():
+        if column:
+            wanted.setdefault(column, path)
     columns = column_types(dataset.source, logs, wanted, faults)
     events = [_open_events(dataset, log, columns, folder, faults) for log in dataset.source.events]
     opened = Opened(dataset, logs, columns, events)

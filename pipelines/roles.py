@@ -21,15 +21,16 @@ class Source:
     """Where raw rows are: files, folders or globs, relative to the dataset file's folder.
 
     `patterns` maps a split to its files; the key is "all" where another rule splits the rows, and
-    `path` is where in the dataset file those stand. Where rows are impressions whose clicks and
-    conversions lie in logs of their own, `events` are those logs and `join` is the column of the
-    impressions that names one.
+    `path` is where in the dataset file those stand; `separator` stands between the values of CSV.
+    Where rows are impressions whose clicks and conversions lie in logs of their own, `events` are
+    those logs and `join` is the column of the impressions that names one.
     """
 
     format: Literal["parquet", "csv"]
     patterns: dict[str, tuple[str, ...]]
     null_values: tuple[str, ...]
     types: dict[str, str]
+    separator: str = ","
     path: str = "source.path"
     join: str | None = None
     events: tuple["EventLog", ...] = ()

@@ -35,8 +35,10 @@ def read_source(entry: Entry) -> Source:
         else:
             entry.raw(key, None)
     types = _types(entry)
+    file_format = _format(entry)
     plain: dict[str, Any] = {
-        "format": "csv" if _format(entry) == "csv" else "parquet",
+        "format": "csv" if file_format == "csv" else "parquet",
+        "separator": _separator(entry, file_format),
         "null_values": entry.texts("null_values", ()),
         "types": types,
     }
@@ -84,6 +86,20 @@ def _event_log(entry: Entry, name: str, join: str, plain: dict[str, Any]) -> Eve
 
 def _format(entry: Entry) -> str:
     return entry.text("format", choices=("parquet", "csv", SIMULATED))
+
+
+def _separator(entry: Entry, file_format: str) -> str:
+    """Read what stands between the values of CSV, one ASCII character; a comma unless given."""
+    wanted = "one ASCII character"
+    separator = entry.text("separator", ",", wanted=wanted)
+    if len(separator) != 1 or not separator.isascii() or separator in '"\r\n':
+        if separator:
+            entry.faults.note(entry.at("separator"), wanted=wanted, got=repr(separator))
+        return ","
+    if entry.has("separator") and file_format == "parquet":
+        wanted = "no such entry where the format is parquet"
+        entry.faults.note(entry.at("separator"), wanted=wanted, got=repr(separator))
+    return separator
 
 
 def _types(entry: Entry) -> dict[str, str]:

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from recsys_moe.command import building
 from recsys_moe.errors import RequestError
 from recsys_moe.files import SUCCESS
 from recsys_moe.spec import FeatureSpec
@@ -24,12 +26,13 @@ def load_model(run: Path) -> tuple[nn.Module, FeatureSpec]:
         RequestError: The run is not finished, its files do not belong together, or its
             configuration names a target outside the allowed packages.
     """
-    if not (run / SUCCESS).exists():
+    if not (run / SUCCESS).exists() or not (run / "config.yaml").exists():
         state = "an unfinished run" if (run / "config.yaml").exists() else "no run"
         raise RequestError(f"run={run}", wanted="the folder of a finished run", got=state)
     spec = FeatureSpec.load(run / "feature_spec.json")
     cfg = load_config(run)
-    model: nn.Module = instantiate(cfg.model, _convert_="all")(spec)
+    with building(f"{run / 'config.yaml'}, model"):
+        model: nn.Module = instantiate(cfg.model, _convert_="all")(spec)
     state = read_checkpoint(run / "best.ckpt")["state_dict"]
     weights = {name.removeprefix(_PREFIX): value for name, value in state.items()}
     try:
@@ -44,8 +47,14 @@ def load_model(run: Path) -> tuple[nn.Module, FeatureSpec]:
 
 def load_config(run: Path) -> DictConfig:
     """Read a run's config.yaml and check every `_target_` in it."""
-    cfg = OmegaConf.load(run / "config.yaml")
-    assert isinstance(cfg, DictConfig)
+    path = run / "config.yaml"
+    try:
+        cfg = OmegaConf.load(path)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise RequestError(str(path), wanted="a readable YAML file", got=reason) from None
+    if not isinstance(cfg, DictConfig) or "model" not in cfg:
+        raise RequestError(str(path), wanted="a run's configuration", got="no model in it")
     check_targets(cfg)
     return cfg
 
@@ -67,7 +76,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise RequestError(str(path), wanted="a checkpoint", got="no file") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        LookupError,
+        ValueError,
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RequestError(
             str(path), wanted="a checkpoint of tensors and plain values", got=reason

@@ -27,9 +27,27 @@ def run_command(job: Callable[[], Any], program: str) -> None:
     """Run a `@hydra.main` function; configuration errors end in one line and status 2."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints its own text and ends with 1
     try:
-        job()
+        _help_or(job)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         _exit(program, _first_line(error), 2)
+    except ValueError as error:
+        if "Config group override" not in str(error):  # what Hydra says of model=null
+            raise
+        _exit(program, _first_line(error), 2)
+
+
+def _help_or(job: Callable[[], Any]) -> None:
+    """Run a job; help asked for without a mandatory group shows the group's first choice."""
+    try:
+        job()
+    except HydraException as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        group = re.search(r"You must specify '([^']+)'", str(error))
+        choices = _listed_choices(lines)[0]
+        if not group or not choices or not {"--help", "-h"} & set(sys.argv):
+            raise
+        sys.argv.append(f"{group.group(1)}={choices[0]}")
+        job()
 
 
 def report_errors(program: str) -> Callable[[Callable[[DictConfig], Any]], Callable[..., Any]]:
@@ -43,6 +61,7 @@ def report_errors(program: str) -> Callable[[Callable[[DictConfig], Any]], Calla
                 if missing:
                     line = f"{missing[0]}: wanted {missing[0]}=…, got nothing. It is mandatory."
                     _exit(program, line, 2)
+                _check_settings(cfg, program)
                 return job(cfg)
             except RecsysMoeError as error:
                 _exit(program, " ".join(str(error).split("\n")), error.exit_code)
@@ -71,6 +90,59 @@ def output_folder(cfg: DictConfig) -> Path:
     output = Path(str(cfg.output)).absolute()
     hydra = HydraConfig.get()
     return output / str(hydra.job.num) if hydra.mode == RunMode.MULTIRUN else output
+
+
+def _check_settings(cfg: DictConfig, program: str) -> None:
+    """Refuse settings that the command's file under conf/ has not, or has with another type.
+
+    `overwrite=flase` would otherwise be a word, and so true. What a group holds is the business of
+    what is built from it.
+
+    Raises:
+        RequestError: The first such setting.
+    """
+    own: Any = OmegaConf.to_container(
+        OmegaConf.load(CONF_DIR / f"{program.removeprefix('recsys-moe-')}.yaml")
+    )
+    groups = [group for entry in own.pop("defaults") if isinstance(entry, dict) for group in entry]
+    own.pop("hydra", None)
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    for key in settings.keys() - own.keys() - set(groups):
+        raise RequestError(
+            str(key), wanted="a known setting", got=repr(key), choices=[*own, *groups]
+        )
+    for group in groups:
+        if "/" not in group and not isinstance(settings.get(group), dict):
+            raise RequestError(group, wanted=f"{group}=…", got=repr(settings.get(group)))
+    for key, usual in own.items():
+        if key not in settings:
+            raise RequestError(key, wanted=f"{key}=…", got="nothing")
+        _check_type(key, settings[key], usual)
+
+
+def _check_type(key: str, value: Any, usual: Any) -> None:
+    """Refuse a value of another type than the usual one of its setting."""
+    wanted = ""
+    if isinstance(usual, dict):
+        if isinstance(value, dict) and value.keys() == usual.keys():
+            for below in usual:
+                _check_type(f"{key}.{below}", value[below], usual[below])
+        else:
+            wanted = f"{', '.join(f'{key}.{below}' for below in usual)} and nothing else"
+    elif isinstance(usual, bool):
+        wanted = "" if isinstance(value, bool) else "true or false"
+    elif isinstance(usual, int | float):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        wanted = "" if is_number else "a number"
+    elif isinstance(usual, list):
+        wanted = "" if value is None or isinstance(value, list | str) else "a list"
+    elif usual == "???":
+        is_path = isinstance(value, str | int | float) and value != ""
+        wanted = "" if is_path else f"{key}=…"
+    else:
+        wanted = "" if isinstance(value, str | int | float) else "a word"
+    if wanted:
+        raise RequestError(key, wanted=wanted, got="nothing" if value == "" else repr(value))
 
 
 def _exit(program: str, line: str, code: int) -> NoReturn:

@@ -21,13 +21,10 @@ class Split:
 
     def __init__(self, features: Path, split: str, spec: FeatureSpec) -> None:
         folder = features / "tensors" / split
-        if not folder.is_dir():
-            raise RequestError(
-                f"split={split}",
-                wanted=f"a split of {features}",
-                got=repr(split),
-                choices=[path.name for path in sorted((features / "tensors").glob("*"))],
-            )
+        splits = [path.name for path in sorted((features / "tensors").glob("*"))]
+        if split not in splits:
+            wanted = f"a split of {features} ({', '.join(splits) or 'it has none'})"
+            raise RequestError(f"split={split}", wanted=wanted, got=repr(split), choices=splits)
         self.spec = spec
         self.codes = _mapped(folder / "codes.npy", spec.num_slots)
         self.numbers = _mapped(folder / "numbers.npy", spec.num_numbers)

@@ -25,7 +25,8 @@ class RequestError(RecsysMoeError):
             choices: The right words, if they can be listed.
         """
         self.what, self.wanted, self.got = what, wanted, got
-        super().__init__(f"{what}: wanted {wanted}, got {got}.{did_you_mean(got, choices)}")
+        stop = "" if got.endswith((".", "?")) else "."
+        super().__init__(f"{what}: wanted {wanted}, got {got}{stop}{did_you_mean(got, choices)}")
 
 
 class SpecError(RequestError):

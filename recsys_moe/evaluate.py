@@ -29,8 +29,11 @@ def main() -> None:
 @report_errors(PROGRAM)
 def _main(cfg: DictConfig) -> None:
     run, features = Path(cfg.run).absolute(), Path(cfg.features).absolute()
-    for name, folder, what in (("run", run, "run"), ("features", features, "features folder")):
-        if not (folder / SUCCESS).exists():
+    for name, folder, what, holds in (
+        ("run", run, "run", "best.ckpt"),
+        ("features", features, "features folder", "tensors"),
+    ):
+        if not (folder / SUCCESS).exists() or not (folder / holds).exists():
             raise RequestError(
                 f"{name}={cfg[name]}", wanted=f"a finished {what}", got="none or an unfinished one"
             )

@@ -1,4 +1,4 @@
-"""The graph and the features command agree on every row of the bundled data."""
+"""The graph and the features command agree on every row of both data sets."""
 
 import os
 import subprocess
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import polars as pl
+import pytest
 
 from export.columns import raw_feeds
 from export.graph import open_graph
@@ -15,10 +16,12 @@ from export.preprocess import preprocess_model
 from recsys_moe.spec import FeatureSpec
 
 
-def test_prepared_rows_become_the_tensors(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dataset", [["census_income"], ["funnel", "dataset.rows=20000"]])
+def test_prepared_rows_become_the_tensors(dataset: list[str], tmp_path: Path) -> None:
     root = str(Path(__file__).parents[2])
     subprocess.run(
-        [sys.executable, "-m", "pipelines.build", "dataset=census_income", "output=features"],
+        [sys.executable, "-m", "pipelines.build", f"dataset={dataset[0]}", *dataset[1:],
+         "output=features"],
         cwd=tmp_path, env=os.environ | {"PYTHONPATH": root}, check=True, capture_output=True,
     )  # fmt: skip
     folder = tmp_path / "features"

@@ -4,6 +4,7 @@ import csv
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -206,6 +207,11 @@ def test_a_finished_run_is_left_alone(
         (["monitor=valid/acu"], "monitor"),
         (["model._target_=os.system"], "model._target_"),
         (["batch_size=0"], "batch_size"),
+        (["overwrite=flase"], "overwrite: wanted true or false, got 'flase'"),
+        (["+patence=3"], "patence: wanted a known setting, got 'patence'. Did you mean 'patience'"),
+        (["~seed"], "seed: wanted seed=…, got nothing"),
+        (["model=null"], "Config group override must be a string"),
+        (["features="], "features: wanted features=…, got nothing"),
     ],
 )
 def test_a_wrong_request_ends_with_2_and_one_line(
@@ -224,6 +230,47 @@ def test_a_wrong_request_ends_with_2_and_one_line(
     assert stopped.value.code == 2
     assert error.count("\n") == 1
     assert error.startswith("recsys-moe-train: ")
+    assert line in error
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"split": ""}, "split=: wanted a split of"),
+        ({"split": "../.."}, "(test, train, valid), got '../..'"),
+        ({"split": "null"}, "split: wanted a word"),
+        ({"run": "features"}, "wanted a finished run, got none"),
+        ({"features": "run"}, "wanted a finished features folder, got none"),
+        ({"run": "torn"}, "best.ckpt: wanted a checkpoint of tensors and plain values"),
+        ({"run": "foreign"}, "model._target_: wanted one under"),
+        ({"run": "cut"}, "config.yaml: wanted a readable YAML file"),
+    ],
+)
+def test_a_wrong_evaluation_ends_with_2_and_one_line(
+    features: Path,
+    undisturbed: Path,
+    tmp_path: Path,
+    changes: dict[str, str],
+    line: str,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    folders = {"features": features, "run": undisturbed}
+    for name, file, text in (
+        ("torn", "best.ckpt", "hi\n"),
+        ("foreign", "config.yaml", "model: {_target_: os.system}"),
+        ("cut", "config.yaml", "{"),
+    ):
+        folders[name] = Path(shutil.copytree(undisturbed, tmp_path / name))
+        (folders[name] / file).write_text(text)
+    request = {"run": "run", "features": "features"} | changes
+    sys.argv = ["recsys-moe-evaluate"]
+    sys.argv += [f"{key}={folders.get(value, value)}" for key, value in request.items()]
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main()
+
+    error = capfd.readouterr().err
+    assert stopped.value.code == 2
+    assert error.count("\n") == 1
     assert line in error
 
 

@@ -55,6 +55,12 @@ def test_the_command_scores_and_says_so_in_plain_lines(artifact, shop, tmp_path)
         ({"output": "shop/out"}, "wanted a folder apart from the input"),
         ({"output": "/dev/null/out"}, "output=/dev/null/out: wanted a folder that can be written"),
         ({"output": "cut.parquet"}, "output="),
+        ({"input": "rows.csv"}, "wanted a whole parquet file (no other format is read)"),
+        ({"input": "[shop,shop]"}, "input: wanted input=…, got ['shop', 'shop']"),
+        ({"overwrite": "flase"}, "overwrite: wanted true or false, got 'flase'"),
+        ({"batch_rows": "5"}, "batch_rows: wanted batch_rows.cpu, batch_rows.cuda"),
+        ({"batch_rows.cpu": "many"}, "batch_rows.cpu: wanted a number, got 'many'"),
+        ({"max_quarantine_share": "few"}, "max_quarantine_share: wanted a number, got 'few'"),
         ({"max_quarantine_share": "2"}, "max_quarantine_share: wanted a share from 0 to 1"),
         ({"max_quarantine_share": "0"}, "wanted at most 0.00% of the rows quarantined"),
     ],
@@ -66,6 +72,7 @@ def test_a_wrong_request_ends_in_one_line_and_its_exit_code(
     rows(5).drop("item").write_parquet(tmp_path / "lacking.parquet")
     (tmp_path / "cut.parquet").write_bytes((shop / "a.parquet").read_bytes()[:-9])
     (tmp_path / "hollow").mkdir()
+    (tmp_path / "rows.csv").write_text("user,item\nann,1\n")
     request = {"artifact": artifact, "input": "shop", "output": "out"} | change
     arguments = [f"{key}={value}" for key, value in request.items() if value is not None]
 
