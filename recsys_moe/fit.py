@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from recsys_moe.checkpoint import read_checkpoint
@@ -17,6 +18,9 @@ from recsys_moe.errors import RequestError
 from recsys_moe.progress import say
 from recsys_moe.ranker import Ranker
 from recsys_moe.run_files import Checkpoints, MetricsFile, RewindMetrics
+
+BAR_STEPS = 20
+"""Steps between two drawings of the progress bar."""
 
 
 def make_trainer(
@@ -29,10 +33,13 @@ def make_trainer(
     """Add to the configured trainer what every run has; nothing is written yet."""
     _quieten()
     metrics_file = MetricsFile(output / "metrics.csv")
+    callbacks: list[Callback] = [checkpoints, RewindMetrics(metrics_file)]
+    if sys.stdout.isatty():
+        callbacks.append(RichProgressBar(refresh_rate=BAR_STEPS))
     return configured(
         max_epochs=max_epochs,
-        callbacks=[checkpoints, RewindMetrics(metrics_file)],
-        logger=[metrics_file, TensorBoardLogger(output, name="", version="tensorboard")],
+        callbacks=callbacks,
+        logger=[metrics_file, TensorBoardLogger(output, name="tensorboard", version="")],
         default_root_dir=output,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
