@@ -5,6 +5,7 @@ import sys
 from decimal import Decimal
 
 import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal, assert_series_equal
@@ -60,7 +61,6 @@ def test_a_mapping_and_an_arrow_table_score_as_a_frame_does(artifact, rows):
 def test_a_pandas_frame_scores_as_a_frame_does_though_missing_makes_its_integers_floats(
     artifact, rows
 ):
-    pd = pytest.importorskip("pandas")
     frame, scorer = rows(50, seed=8, bad=False), Scorer(artifact)
     names = ["user", "item", "price", "tags"]
     pandas = pd.DataFrame({name: frame[name].to_list() for name in names})
