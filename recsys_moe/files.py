@@ -78,7 +78,7 @@ def is_done(output: Path, request: dict[str, Any], *, overwrite: bool) -> bool:
 
     The request (configuration and input digests) lies in `request.json`. The same request may
     continue in a started folder; another one is refused unless `overwrite`. A folder that holds
-    files but no `request.json` is never touched.
+    files but no `request.json` is never touched; temporary files of a kill do not count.
 
     Raises:
         RequestError: The folder belongs to another request, or to somebody else.
@@ -96,7 +96,7 @@ def is_done(output: Path, request: dict[str, Any], *, overwrite: bool) -> bool:
                 wanted="a new folder, the same request again or overwrite=true",
                 got=f"a folder started with another {_difference(started, request)}",
             )
-    elif output.exists() and any(output.iterdir()):
+    elif output.exists() and not all(path.match(".*.tmp") for path in output.iterdir()):
         raise RequestError(
             f"output={output}", wanted="a new or empty folder", got="a folder with other files"
         )
@@ -109,7 +109,7 @@ def claim(output: Path, request: dict[str, Any], *, overwrite: bool) -> bool:
         return True
     known = output / REQUEST
     if known.exists() and read_json(known) != request:
-        shutil.rmtree(output)
+        _empty(output)
     output.mkdir(parents=True, exist_ok=True)
     write_json(known, request)
     return False
