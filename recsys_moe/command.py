@@ -134,6 +134,9 @@ def _check_type(key: str, value: Any, usual: Any) -> None:
     elif isinstance(usual, int | float):
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         wanted = "" if is_number else "a number"
+    elif usual is None:
+        is_value = isinstance(value, str | int | float) and not isinstance(value, bool)
+        wanted = "" if value is None or (is_value and value != "") else "a value or null"
     elif isinstance(usual, list):
         wanted = "" if value is None or isinstance(value, list | str) else "a list"
     elif usual == "???":

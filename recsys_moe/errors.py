@@ -1,7 +1,9 @@
 """The error tree: what went wrong, what was wanted, what came, and the nearest right word."""
 
+import copyreg
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class RecsysMoeError(Exception):
@@ -28,6 +30,10 @@ class RequestError(RecsysMoeError):
         stop = "" if got.endswith((".", "?")) else "."
         super().__init__(f"{what}: wanted {wanted}, got {got}{stop}{did_you_mean(got, choices)}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let an error cross from one process to another as it is."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
+
 
 class SpecError(RequestError):
     """A dataset file or a feature spec contradicts itself."""
@@ -35,6 +41,10 @@ class SpecError(RequestError):
 
 class ArtifactError(RequestError):
     """An artifact is incomplete, changed, or does not reproduce its checkpoint."""
+
+
+class CollapseError(RecsysMoeError):
+    """Training sends all rows to a few of its experts, and was asked to stop there."""
 
 
 class DataError(RecsysMoeError):

@@ -1,125 +1,94 @@
 """The feature spec: the one contract between the stages, frozen by the features command.
 
-A code column holds, for each impression, the codes of every categorical or bucketised feature, one
-slot for a scalar and `max_len` slots for a list; a number column holds the scaled value of every
-numeric feature and, where asked for, its missing flag. Code layout, everywhere: 0 pad, 1 missing,
-2 .. 1 + num_oov values outside the vocabulary (by MurmurHash3), then the vocabulary by (count
-descending, value ascending). A hashed feature is one whose vocabulary is empty.
+A code column holds, for each impression, the codes of every categorical, crossed or bucketised
+feature, one slot for a scalar and `max_len` slots for a list; a number column holds the scaled
+value of every numeric feature, or the numbers of a vector, and, where asked for, its missing flag.
+Code layout, everywhere: 0 pad, 1 missing, 2 .. 1 + num_oov values outside the vocabulary (by
+MurmurHash3), then the vocabulary by (count descending, value ascending). A hashed feature is one
+whose vocabulary is empty.
 """
 
 import json
+import math
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
+from recsys_moe.entries import build, build_feature
 from recsys_moe.errors import SpecError
+from recsys_moe.feature import (
+    FIRST_OOV,
+    INT64_MISSING,
+    KINDS,
+    MISSING_CODE,
+    MOST_CODES,
+    PAD,
+    Bucketized,
+    Categorical,
+    CodeFeature,
+    Column,
+    ColumnType,
+    Crossed,
+    Feature,
+    NumberFeature,
+    Numeric,
+    Table,
+    Vector,
+)
 from recsys_moe.files import digest, read_json, write_text
 
-PAD, MISSING_CODE, FIRST_OOV = 0, 1, 2
-INT64_MISSING = -(2**63)
-VERSION = 1
+__all__ = [
+    "FIRST_OOV",
+    "INT64_MISSING",
+    "LARGEST_LOG",
+    "MISSING_CODE",
+    "MOST_CODES",
+    "PAD",
+    "Bucketized",
+    "Categorical",
+    "CodeFeature",
+    "Column",
+    "ColumnType",
+    "Crossed",
+    "Feature",
+    "FeatureSpec",
+    "NumberFeature",
+    "Numeric",
+    "Table",
+    "TargetTransform",
+    "Task",
+    "TaskKind",
+    "Vector",
+]
 
-T = TypeVar("T")
-ColumnType = Literal["string", "int64", "float32"]
+VERSION = 2
+LARGEST_LOG = 80.0
+"""The largest log(1 + y) that a regression predicts; above it float32 soon has no number."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Column:
-    """A raw input column, as `prepared/` holds it and the exported graph takes it."""
-
-    name: str
-    type: ColumnType
-    is_list: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
-    """A space of codes that one or more features share, and so an embedding table.
-
-    `vocabulary` names a parquet file (value, count, code), relative to the spec; None means that
-    no value is listed: all of them are hashed, or the codes are buckets.
-    """
-
-    name: str
-    num_codes: int
-    num_oov: int
-    vocabulary: str | None = None
-    sha256: str | None = None
-
-    @property
-    def first_value(self) -> int:
-        """The code of the most frequent value of the vocabulary."""
-        return FIRST_OOV + self.num_oov
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Categorical:
-    """A column, or a list column cut to its first `max_len` elements, as codes of a table."""
-
-    name: str
-    column: str
-    table: str
-    max_len: int | None = None
-
-    @property
-    def num_slots(self) -> int:
-        """How many code slots the feature takes."""
-        return self.max_len or 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bucketized:
-    """A number as the right-closed interval `(a, b]` it lies in: codes 2, 3, …; not finite is 1."""
-
-    name: str
-    column: str
-    table: str
-    edges: tuple[float, ...]
-    num_slots: Literal[1] = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Numeric:
-    """A number as `clip((f(x) - mean) * scale, ±clip)`, f the identity or log(1 + x), in float64.
-
-    Not finite, and negative under `log1p`, is missing: 0 in place of the value, and 1 in the flag
-    that follows it if `missing_flag`.
-    """
-
-    name: str
-    column: str
-    log1p: bool
-    mean: float
-    scale: float
-    clip: float
-    missing_flag: bool
-
-    @property
-    def num_numbers(self) -> int:
-        """How many number columns the feature takes."""
-        return 1 + self.missing_flag
+TaskKind = Literal["binary", "regression"]
+TargetTransform = Literal["identity", "log1p"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A named prediction, the column with its label (0, 1 or null) and the rows it is about.
+    """A named prediction, the column with its label (or null) and the rows it is about.
 
     `space` is "all" or another task: rows outside that task's positives say nothing of this one.
+    A binary label is 0 or 1. A regression learns `(f(y) - mean) * scale`, f the identity or
+    log(1 + y), and predicts y. `keep_rate` is the share of its negatives that train kept: the true
+    logit is the model's plus its logarithm.
     """
 
     name: str
     label: str
     space: str = "all"
     weight: float = 1.0
-
-
-Feature = Categorical | Bucketized | Numeric
-_KINDS: dict[str, type[Feature]] = {
-    "categorical": Categorical,
-    "bucketized": Bucketized,
-    "numeric": Numeric,
-}
+    kind: TaskKind = "binary"
+    transform: TargetTransform = "identity"
+    mean: float = 0.0
+    scale: float = 1.0
+    keep_rate: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,30 +121,31 @@ class FeatureSpec:
             if twice:
                 raise SpecError(f"{name}", wanted="each name once", got=f"{twice[0]!r} twice")
         for feature in self.features:
-            _refer(f"feature {feature.name!r}, column", feature.column, columns)
-            if not isinstance(feature, Numeric):
+            for column in feature.columns:
+                _refer(f"feature {feature.name!r}, column", column, columns)
+            if not isinstance(feature, NumberFeature):
                 _refer(f"feature {feature.name!r}, table", feature.table, tables)
         for table in self.tables:
-            if table.num_codes < FIRST_OOV + 1:
+            if not FIRST_OOV < table.num_codes <= MOST_CODES:
                 raise SpecError(
                     f"table {table.name!r}, num_codes",
-                    wanted="at least 3 (pad, missing and one more)",
+                    wanted=f"from 3 (pad, missing and one more) to {MOST_CODES}",
                     got=str(table.num_codes),
                 )
         if not self.tasks:
             raise SpecError("tasks", wanted="at least one", got="none")
         for task in self.tasks:
-            self.chain(task.name)
+            self._check_task(task)
 
     @property
-    def code_features(self) -> tuple[Categorical | Bucketized, ...]:
+    def code_features(self) -> tuple[CodeFeature, ...]:
         """The features with codes, in the order of their slots."""
-        return tuple(f for f in self.features if not isinstance(f, Numeric))
+        return tuple(f for f in self.features if not isinstance(f, NumberFeature))
 
     @property
-    def numeric_features(self) -> tuple[Numeric, ...]:
-        """The numeric features, in the order of their number columns."""
-        return tuple(f for f in self.features if isinstance(f, Numeric))
+    def numeric_features(self) -> tuple[NumberFeature, ...]:
+        """The features with numbers, in the order of their number columns."""
+        return tuple(f for f in self.features if isinstance(f, NumberFeature))
 
     @property
     def num_slots(self) -> int:
@@ -191,6 +161,11 @@ class FeatureSpec:
     def task_names(self) -> tuple[str, ...]:
         """The tasks' names, in order."""
         return tuple(task.name for task in self.tasks)
+
+    @property
+    def regressions(self) -> tuple[Task, ...]:
+        """The tasks that predict an amount, in order."""
+        return tuple(task for task in self.tasks if task.kind == "regression")
 
     def table(self, name: str) -> Table:
         """Return a table by name."""
@@ -226,19 +201,48 @@ class FeatureSpec:
     def outputs(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """Yield each probability's name without its `p_`, and the tasks whose product it is.
 
-        A task stands for itself, P(task given its space); a chained task also has its product
-        over all rows, `click_and_conversion`.
+        A binary task stands for itself, P(task given its space); a chained one also has its product
+        over all rows, `click_and_conversion`. A regression is no probability and in no product.
         """
-        for task in self.tasks:
-            yield task.name, (task.name,)
-        for task in self.tasks:
-            chain = self.chain(task.name)
+        binary = [task.name for task in self.tasks if task.kind == "binary"]
+        for name in binary:
+            yield name, (name,)
+        for name in binary:
+            chain = self.chain(name)
             if len(chain) > 1:
                 yield "_and_".join(chain), chain
 
+    @property
+    def predictions(self) -> tuple[str, ...]:
+        """The columns a model answers with: `p_<output>`, then `y_<task>` of each regression."""
+        return (
+            *(f"p_{name}" for name, _ in self.outputs()),
+            *(f"y_{task.name}" for task in self.regressions),
+        )
+
+    @property
+    def logits(self) -> tuple[str, ...]:
+        """What a model answers with on request: `logit_<task>` of each binary task."""
+        return tuple(f"logit_{task.name}" for task in self.tasks if task.kind == "binary")
+
+    def _check_task(self, task: Task) -> None:
+        """Refuse a task whose space says nothing of it, or with figures of another kind."""
+        what = f"task {task.name!r}"
+        for parent in self.chain(task.name)[:-1]:
+            if self.task(parent).kind != "binary":
+                wanted = "'all' or a binary task"
+                raise SpecError(f"{what}, space", wanted=wanted, got=f"the regression {parent!r}")
+        if not 0 < task.keep_rate <= 1 or (task.kind != "binary" and task.keep_rate != 1):
+            wanted = "above 0 and at most 1, and 1 for a regression"
+            raise SpecError(f"{what}, keep_rate", wanted=wanted, got=repr(task.keep_rate))
+        if not 0 < task.scale < math.inf or not math.isfinite(task.mean):
+            wanted = "a finite mean and a finite scale above 0"
+            got = f"{task.mean!r} and {task.scale!r}"
+            raise SpecError(f"{what}, mean and scale", wanted=wanted, got=got)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, features tagged with their kind."""
-        kinds = {kind: name for name, kind in _KINDS.items()}
+        kinds = {kind: name for name, kind in KINDS.items()}
         value = {"version": VERSION, **asdict(self)}
         value["features"] = [
             {"kind": kinds[type(feature)], **asdict(feature)} for feature in self.features
@@ -253,12 +257,12 @@ class FeatureSpec:
         if version != VERSION:
             raise SpecError("feature spec, version", wanted=str(VERSION), got=str(version))
         for name, kind in (("columns", Column), ("tables", Table), ("tasks", Task)):
-            value[name] = tuple(_build(kind, entry, name) for entry in value.get(name, ()))
-        value["features"] = tuple(_feature(entry) for entry in value.get("features", ()))
+            value[name] = tuple(build(kind, entry, name) for entry in value.get(name, ()))
+        value["features"] = tuple(build_feature(entry) for entry in value.get("features", ()))
         value["keys"] = tuple(value.get("keys", ()))
         if value.get("train_window") is not None:
             value["train_window"] = tuple(value["train_window"])
-        return _build(cls, value, "feature spec")
+        return build(cls, value, "feature spec")
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -278,23 +282,3 @@ class FeatureSpec:
 def _refer(what: str, name: str, names: Collection[str]) -> None:
     if name not in names:
         raise SpecError(what, wanted="a name of the spec", got=repr(name), choices=names)
-
-
-def _feature(entry: Mapping[str, Any]) -> Feature:
-    entry = dict(entry)
-    kind = entry.pop("kind", None)
-    if kind not in _KINDS:
-        raise SpecError("feature, kind", wanted=" or ".join(_KINDS), got=repr(kind), choices=_KINDS)
-    if kind == "bucketized":
-        entry["edges"] = tuple(entry.get("edges", ()))
-    return _build(_KINDS[kind], entry, f"feature {entry.get('name')!r}")
-
-
-def _build(kind: type[T], entry: Mapping[str, Any], what: str) -> T:
-    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
-    for key in entry.keys() - known.keys():
-        raise SpecError(what, wanted="known entries", got=repr(key), choices=known)
-    for key, field in known.items():
-        if key not in entry and field.default is MISSING:
-            raise SpecError(what, wanted=f"an entry {key!r}", got="none")
-    return kind(**entry)
