@@ -9,10 +9,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Features, labels, label masks and weights of B impressions.
+    """Features, labels, their weights and the rows' weights of B impressions.
 
     `codes` is int32 (B, slots), `numbers` float32 (B, numbers); per task, `labels` is float32 (B,)
-    and `known` is 1 where the label is known; `weights` is float32 (B,).
+    and `known` is how much the label counts, 0 where it is unknown; `weights` is float32 (B,).
     """
 
     codes: Tensor

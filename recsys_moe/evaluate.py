@@ -54,7 +54,7 @@ def evaluate(run: Path, features: Path, split: str) -> dict[str, Any]:
     """Measure a run's best checkpoint on a split; an unchanged evaluation.json is read back.
 
     Raises:
-        RequestError: A task has only one class among the rows of its own space.
+        RequestError: A task has only one class, or no label, among the rows of its own space.
     """
     identity = {
         "checkpoint": sha256_file(run / "best.ckpt"),
@@ -76,12 +76,14 @@ def evaluate(run: Path, features: Path, split: str) -> dict[str, Any]:
     truth = _truth(features / "truth" / f"{split}.parquet", spec)
     tasks = evaluate_outputs(spec, logits, labels, known_labels, data.users, truth)
     for name, metrics in tasks.items():
-        if metrics["auc"] is None:
+        if "auc" in metrics and metrics["auc"] is None:
             raise RequestError(
                 f"split={split}, {name}",
                 wanted="positives and negatives",
                 got=f"{metrics['positives']} positives in {metrics['rows']} rows",
             )
+        if not metrics["rows"]:
+            raise RequestError(f"split={split}, {name}", wanted="known labels", got="none")
     result = {"split": split, "rows": data.num_rows, "tasks": tasks, **identity}
     write_json(known, result)
     return result
@@ -97,14 +99,25 @@ def _truth(path: Path, spec: FeatureSpec) -> dict[str, NDArray[np.float64]] | No
 
 def table(result: dict[str, Any]) -> str:
     """Lay an evaluation out for a terminal."""
+    tasks = result["tasks"]
     columns = ["rows", "positives", "auc", "log_loss", "ne", "calibration", "gauc"]
-    if any("regret" in metrics for metrics in result["tasks"].values()):
+    if any("regret" in metrics for metrics in tasks.values()):
         columns += ["best_auc", "regret"]
-    lines = [f"{result['split']} split".ljust(26) + "".join(f"{name:>12}" for name in columns)]
-    for task, metrics in result["tasks"].items():
-        cells = (_cell(metrics[name]) for name in columns)
-        lines.append(f"  {task}".ljust(26) + "".join(f"{cell:>12}" for cell in cells))
+    amounts = ["rows", "mean", "predicted_mean", "rmse", "mae", "r2", "loss"]
+    head, lines = f"{result['split']} split", []
+    for names, kind in ((columns, "auc"), (amounts, "rmse")):
+        mine = {task: metrics for task, metrics in tasks.items() if kind in metrics}
+        if mine:
+            lines.append(head.ljust(26) + "".join(f"{name:>{_width(name)}}" for name in names))
+            head = ""
+        for task, metrics in mine.items():
+            cells = (f"{_cell(metrics[name]):>{_width(name)}}" for name in names)
+            lines.append(f"  {task}".ljust(26) + "".join(cells))
     return "\n".join(lines)
+
+
+def _width(name: str) -> int:
+    return max(12, len(name) + 2)
 
 
 def _cell(value: float | int | None) -> str:

@@ -1,4 +1,4 @@
-"""Probabilities and labels -> how well a task is ranked and how honest its probabilities are."""
+"""Predictions and labels -> how well a task is ranked, how honest it is, how far off."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,23 @@ def normalized_entropy(p: Floats, y: Floats) -> float | None:
 def calibration(p: Floats, y: Floats) -> float | None:
     """Return mean prediction over mean label; 1 is neither too high nor too low."""
     return float(p.mean() / y.mean()) if y.sum() > 0 else None
+
+
+def rmse(predicted: Floats, y: Floats) -> float:
+    """Return the root of the mean squared error, in the unit of the label."""
+    return float(np.sqrt(np.mean(np.square(predicted - y))))
+
+
+def mae(predicted: Floats, y: Floats) -> float:
+    """Return the mean absolute error, in the unit of the label."""
+    return float(np.mean(np.abs(predicted - y)))
+
+
+def r2(predicted: Floats, y: Floats) -> float | None:
+    """Return the share of the label's variance that is explained; None: it has none."""
+    if y.min() == y.max():
+        return None
+    return 1 - float(np.mean(np.square(predicted - y)) / np.var(y))
 
 
 def gauc(p: Floats, y: Floats, users: NDArray[np.int64]) -> float | None:

@@ -1,4 +1,4 @@
-"""A model's logits for all rows of a split, beside the labels."""
+"""What a model's towers put out for all rows of a split, beside the labels."""
 
 import numpy as np
 import torch
@@ -14,7 +14,10 @@ Columns = dict[str, NDArray[np.float64]]
 def predict_split(
     model: nn.Module, data: Split, batch_rows: int
 ) -> tuple[Columns, Columns, Columns]:
-    """Return logits, labels and label masks per task, float64 (rows,), in the split's order."""
+    """Return logits, labels and label weights per task, float64 (rows,), in the split's order.
+
+    Logits are the towers' own: `predictions.probabilities` corrects them for how train was sampled.
+    """
     tasks = data.spec.task_names
     logits = {task: np.empty(data.num_rows) for task in tasks}
     start = 0

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from recsys_moe.batch import Batch
 from recsys_moe.errors import RecsysMoeError
-from recsys_moe.predictions import evaluate_outputs
+from recsys_moe.predictions import evaluate_outputs, monitored
 from recsys_moe.spec import FeatureSpec
 
 MakeOptimizer = Callable[[nn.Module, int], tuple[Optimizer, LRScheduler]]
@@ -73,7 +73,10 @@ class Ranker(LightningModule):
         self._seen.append((self._logits(batch), batch))
 
     def on_validation_epoch_end(self) -> None:
-        """Log every output's AUC and log loss in its own space, and their means over the tasks."""
+        """Log every output's metrics in its own space, and their means over the tasks.
+
+        The mean of `loss` is over all tasks: what is log loss for one and error for another.
+        """
         results = evaluate_outputs(
             self.spec,
             {task: _joined([logits[task] for logits, _ in self._seen]) for task in self._tasks},
@@ -84,10 +87,13 @@ class Ranker(LightningModule):
             {task: _joined([batch.known[task] for _, batch in self._seen]) for task in self._tasks},
         )
         self._seen.clear()
-        for metric in ("auc", "log_loss"):
-            for name, result in results.items():
-                self.log(f"valid/{metric}/{name}", _number(result[metric]))
-            mean = np.mean([_number(results[task][metric]) for task in self._tasks])
+        for task in self._tasks:
+            results[task].setdefault("loss", results[task].get("log_loss"))
+        for metric, outputs in monitored(self.spec).items():
+            values = {name: _number(results[name][metric]) for name in outputs}
+            for name, value in values.items():
+                self.log(f"valid/{metric}/{name}", value)
+            mean = np.mean([value for name, value in values.items() if name in self._tasks])
             self.log(f"valid/{metric}", float(mean))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -78,7 +78,7 @@ class Checkpoints(Callback):
         metrics = " ".join(
             f"{name.removeprefix('valid/')} {float(metric):.5f}"
             for name, metric in sorted(trainer.callback_metrics.items())
-            if name.startswith("valid/auc")
+            if name.startswith(("valid/auc", "valid/r2"))
         )
         epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
         steps = trainer.global_step - self._first_step

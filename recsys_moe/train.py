@@ -22,6 +22,7 @@ from recsys_moe.files import (
     read_json,
     sha256_file,
     whole_file,
+    write_json,
     write_text,
 )
 from recsys_moe.paths import CONF_DIR
@@ -47,18 +48,45 @@ def _main(cfg: DictConfig) -> None:
             got="an unfinished one" if (features / REQUEST).exists() else "none",
         )
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    plain = {key: settings[key] for key in settings.keys() - {"features", "output", "overwrite"}}
+    places = {"features", "output", "overwrite", "init_from"}
+    plain = {key: settings[key] for key in settings.keys() - places}
+    run = _checked_start(cfg, output)
     request = {
         "command": PROGRAM,
         "config": plain,
         "features": digest(read_json(features / REQUEST)),
         "feature_spec": sha256_file(features / "feature_spec.json"),
+        "init_from": None if run is None else _digests(run),
     }
     if is_done(output, request, overwrite=cfg.overwrite):
         say("train", f"{output} is finished, nothing to do")
         return
     _check(cfg, FeatureSpec.load(features / "feature_spec.json"))
-    _train(cfg, features, output, request)
+    _train(cfg, features, output, request, run)
+
+
+def _digests(run: Path) -> dict[str, str]:
+    return {name: sha256_file(run / name) for name in ("best.ckpt", "feature_spec.json")}
+
+
+def _checked_start(cfg: DictConfig, output: Path) -> Path | None:
+    """Return the folder of the run to start from, if one is named."""
+    if cfg.init_from_optimizer is not False:
+        raise RequestError(
+            "init_from_optimizer",
+            wanted="false (a run starts from weights; the optimiser's state stays behind)",
+            got=repr(cfg.init_from_optimizer),
+        )
+    if cfg.init_from is None:
+        return None
+    run = Path(str(cfg.init_from)).absolute()
+    if run == output:
+        raise RequestError("init_from", wanted="another folder than output", got=str(run))
+    if not (run / SUCCESS).exists() or not (run / "best.ckpt").exists():
+        got = "an unfinished run" if (run / "config.yaml").exists() else "no run"
+        what = f"init_from={cfg.init_from}"
+        raise RequestError(what, wanted="the folder of a finished run", got=got)
+    return run
 
 
 def _check(cfg: DictConfig, spec: FeatureSpec) -> None:
@@ -78,10 +106,12 @@ def _check(cfg: DictConfig, spec: FeatureSpec) -> None:
     if not isinstance(seconds, int | float) or not seconds >= 0:
         wanted = "a number of at least 0"
         raise RequestError("checkpoint_every_seconds", wanted=wanted, got=repr(seconds))
+    from recsys_moe.predictions import monitored
+
     monitors = [
         f"valid/{metric}{output}"
-        for metric in ("auc", "log_loss")
-        for output in ("", *(f"/{name}" for name, _ in spec.outputs()))
+        for metric, outputs in monitored(spec).items()
+        for output in ("", *(f"/{name}" for name in outputs))
     ]
     for name, choices in (("monitor", monitors), ("mode", ["max", "min"])):
         if cfg[name] not in choices:
@@ -89,7 +119,9 @@ def _check(cfg: DictConfig, spec: FeatureSpec) -> None:
             raise RequestError(name, wanted=wanted, got=repr(cfg[name]), choices=choices)
 
 
-def _train(cfg: DictConfig, features: Path, output: Path, request: dict[str, Any]) -> None:
+def _train(
+    cfg: DictConfig, features: Path, output: Path, request: dict[str, Any], start: Path | None
+) -> None:
     """Build everything, so that a wrong request leaves no trace, then claim the folder and fit."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded
     import torch
@@ -101,6 +133,7 @@ def _train(cfg: DictConfig, features: Path, output: Path, request: dict[str, Any
     from recsys_moe.models import num_parameters
     from recsys_moe.ranker import Ranker
     from recsys_moe.run_files import Checkpoints
+    from recsys_moe.warm_start import warm_start
 
     check_targets(cfg)
     check_device(cfg.trainer.accelerator, cfg.trainer.devices)
@@ -110,7 +143,9 @@ def _train(cfg: DictConfig, features: Path, output: Path, request: dict[str, Any
     data = DataModule(features, spec, batch_size=cfg.batch_size, seed=cfg.seed)
     num_steps = cfg.max_epochs * len(data.train_loader)
     with building("model"):
-        model = instantiate(cfg.model, _convert_="all")(spec)
+        build_model = instantiate(cfg.model, _convert_="all")
+        model = build_model(spec)
+    known = warm_start(model, build_model, spec, features, start) if start else None
     with building("loss"):
         loss = instantiate(cfg.loss)(spec)
     with building("optimizer"):
@@ -133,6 +168,10 @@ def _train(cfg: DictConfig, features: Path, output: Path, request: dict[str, Any
     claim(output, request, overwrite=cfg.overwrite)
     write_text(output / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     _copy_features(features, output)
+    if known is not None:
+        write_json(output / "init.json", {"run": str(start), **known.to_dict()})
+        for line in known.lines():
+            say("train", line)
     say(
         "train",
         f"{spec.dataset}: {data.train.num_rows:,} train and {data.valid.num_rows:,} validation "
@@ -146,7 +185,8 @@ def _train(cfg: DictConfig, features: Path, output: Path, request: dict[str, Any
 def _copy_features(features: Path, output: Path) -> None:
     """Keep with the run what export needs: spec, vocabularies and some real rows."""
     shutil.copyfile(features / "feature_spec.json", output / "feature_spec.json")
-    shutil.copytree(features / "vocab", output / "vocab", dirs_exist_ok=True)
+    if (features / "vocab").is_dir():
+        shutil.copytree(features / "vocab", output / "vocab", dirs_exist_ok=True)
     rows = pl.scan_parquet(sorted((features / "prepared" / "valid").glob("*.parquet"))).head(1000)
     with whole_file(output / "sample.parquet") as partial:
         rows.collect().write_parquet(partial)

@@ -56,8 +56,8 @@ def make_features(tmp_path_factory: pytest.TempPathFactory) -> MakeFeatures:
                 Numeric(
                     name="price",
                     column="price",
-                    log1p=False,
-                    mean=0.0,
+                    transform="identity",
+                    center=0.0,
                     scale=1.0,
                     clip=8.0,
                     missing_flag=True,
@@ -96,8 +96,8 @@ def _write_split(folder: Path, split: str, rows: int, rng: np.random.Generator) 
     users = rng.integers(0, 20, rows)
     np.save(tensors / "codes.npy", np.c_[color + 3, tag_codes, bins].astype(np.int32))
     np.save(tensors / "numbers.npy", np.c_[price, np.zeros(rows)].astype(np.float32))
-    np.save(tensors / "labels.npy", np.c_[click, conversion].astype(np.uint8))
-    np.save(tensors / "known.npy", np.c_[np.ones(rows), click].astype(np.uint8))
+    np.save(tensors / "labels.npy", np.c_[click, conversion].astype(np.float32))
+    np.save(tensors / "known.npy", np.c_[np.ones(rows), click].astype(np.float32))
     np.save(tensors / "users.npy", users.astype(np.int64))
     pl.DataFrame(
         {

@@ -13,6 +13,12 @@ from recsys_moe.errors import RequestError
 from recsys_moe.spec import PAD, FeatureSpec
 
 
+def first_rows(spec: FeatureSpec) -> dict[str, int]:
+    """Return the row of each table's code 0 in the one matrix that holds them all."""
+    starts = accumulate((table.num_codes for table in spec.tables), initial=0)
+    return dict(zip([table.name for table in spec.tables], starts, strict=False))
+
+
 class Embeddings(nn.Module):
     """Look up all code slots at once in one matrix that holds every table, and pool the lists.
 
@@ -22,9 +28,7 @@ class Embeddings(nn.Module):
     def __init__(self, spec: FeatureSpec, dim: int, *, init_std: float = 0.05) -> None:
         super().__init__()
         sizes = [table.num_codes for table in spec.tables]
-        start = dict(
-            zip([table.name for table in spec.tables], accumulate(sizes, initial=0), strict=False)
-        )
+        start = first_rows(spec)
         if sum(sizes) >= 2**31:
             raise RequestError(
                 "tables",

@@ -1,12 +1,14 @@
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from sklearn.metrics import log_loss as sklearn_log_loss
+from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
 from recsys_moe import metrics
-from recsys_moe.predictions import evaluate_outputs, outcomes
+from recsys_moe.predictions import evaluate_outputs, outcomes, probabilities
 from recsys_moe.spec import Column, FeatureSpec, Task
 
 SPEC = FeatureSpec(
@@ -99,3 +101,68 @@ def test_a_product_is_the_product_of_its_factors() -> None:
     assert found["click_and_conversion"]["log_loss"] == pytest.approx(
         metrics.log_loss(p, labels["conversion"]), abs=1e-12
     )
+
+
+def test_a_kept_tenth_of_the_negatives_shifts_the_odds() -> None:
+    rng = np.random.default_rng(3)
+    logits = {"click": rng.normal(scale=4, size=500), "conversion": rng.normal(size=500)}
+    rate = 0.1
+    click, conversion = SPEC.tasks
+    sampled = replace(SPEC, tasks=(replace(click, keep_rate=rate), conversion))
+
+    raw, found = probabilities(SPEC, logits), probabilities(sampled, logits)
+
+    p = raw["click"]
+    np.testing.assert_allclose(found["click"], p / (p + (1 - p) / rate), rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(found["conversion"], raw["conversion"])
+    product = found["click"] * found["conversion"]
+    np.testing.assert_allclose(found["click_and_conversion"], product, rtol=1e-12)
+
+
+def test_metrics_take_a_label_of_any_weight_as_known() -> None:
+    labels = {"click": np.array([1.0, 0, 1, 0]), "conversion": np.array([1.0, 0, 0, 0])}
+    ones = {"click": np.ones(4), "conversion": np.array([1.0, 0, 1, 0])}
+    weighted = {"click": np.array([0.2, 10, 3, 1]), "conversion": np.array([7.0, 0, 0.5, 0])}
+    logits = {"click": np.arange(4.0), "conversion": np.arange(4.0)}
+
+    assert evaluate_outputs(SPEC, logits, labels, ones) == evaluate_outputs(
+        SPEC, logits, labels, weighted
+    )
+
+
+@pytest.mark.parametrize("transform", ["identity", "log1p"])
+def test_a_regression_is_measured_in_its_own_unit(transform: str) -> None:
+    rng = np.random.default_rng(4)
+    watch = Task(
+        name="watch",
+        label="w",
+        space="click",
+        kind="regression",
+        transform=transform,
+        mean=2.0,
+        scale=0.5,
+    )
+    spec = replace(SPEC, tasks=(*SPEC.tasks, watch))
+    z, y = rng.normal(size=60), rng.exponential(5, 60)
+    click, known = rng.integers(0, 2, 60).astype(float), rng.integers(0, 3, 60) / 2
+    logits = {"click": z, "conversion": z, "watch": z}
+    labels = {"click": click, "conversion": click, "watch": y}
+
+    found = evaluate_outputs(spec, logits, labels, dict.fromkeys(labels, known))["watch"]
+
+    mine = [
+        (max(0.0, math.expm1(v / 0.5 + 2.0)) if transform == "log1p" else v / 0.5 + 2.0, amount)
+        for v, amount, inside, there in zip(z, y, click, known, strict=True)
+        if inside and there
+    ]
+    predicted, amounts = (np.array(values) for values in zip(*mine, strict=True))
+    assert (found["space"], found["rows"]) == ("click", len(mine))
+    assert found["mean"] == pytest.approx(amounts.mean())
+    assert found["predicted_mean"] == pytest.approx(predicted.mean())
+    assert found["rmse"] == pytest.approx(mean_squared_error(amounts, predicted) ** 0.5)
+    assert found["mae"] == pytest.approx(mean_absolute_error(amounts, predicted))
+    assert found["r2"] == pytest.approx(r2_score(amounts, predicted))
+
+
+def test_equal_amounts_have_no_share_of_variance() -> None:
+    assert metrics.r2(np.array([1.0, 2.0]), np.array([0.1, 0.1])) is None
