@@ -3,6 +3,7 @@
 Every figure is computed; what cannot be known from the data is said to be unknown.
 """
 
+import math
 from collections import Counter
 from datetime import UTC, datetime
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from export.manifest import Manifest
-from recsys_moe.spec import Bucketized, Categorical, FeatureSpec, Numeric
+from recsys_moe.spec import Bucketized, Categorical, Crossed, FeatureSpec, Numeric, Vector
 
-_METRICS = ("auc", "gauc", "log_loss", "ne", "calibration")
+_METRICS = ("auc", "gauc", "log_loss", "ne", "calibration", "rmse", "mae", "r2")
+_COUNTS = ("positives", "mean", "predicted_mean")
 
 
 def model_card(manifest: Manifest, spec: FeatureSpec) -> str:
@@ -33,9 +35,11 @@ def model_card(manifest: Manifest, spec: FeatureSpec) -> str:
 
 
 def _head(manifest: Manifest) -> dict[str, Any]:
+    binary = any(name.startswith("p_") for name in manifest.outputs)
+    kind = "tabular-classification" if binary else "tabular-regression"
     head: dict[str, Any] = {
         "library_name": "onnx",
-        "pipeline_tag": "tabular-classification",
+        "pipeline_tag": kind,
         "tags": ["recommendation", "multi-task-learning", "onnx", str(manifest.model["name"])],
     }
     results = [
@@ -47,8 +51,7 @@ def _head(manifest: Manifest) -> dict[str, Any]:
     if manifest.metrics is not None and results:
         dataset = {"name": manifest.data["dataset"], "type": manifest.data["dataset"]}
         dataset["split"] = str(manifest.metrics.get("split"))
-        task = {"type": "tabular-classification"}
-        entry = {"task": task, "dataset": dataset, "metrics": results}
+        entry = {"task": {"type": kind}, "dataset": dataset, "metrics": results}
         head["model-index"] = [{"name": manifest.name, "results": [entry]}]
     return head
 
@@ -62,7 +65,7 @@ def _model_sentence(manifest: Manifest, spec: FeatureSpec) -> str:
     return (
         f"A `{manifest.model['name']}` with {manifest.parameters:,} weights ({sizes}) for "
         f"{len(spec.tasks)} tasks on `{spec.dataset}`, as one ONNX graph from raw columns to "
-        f"probabilities. Opset {manifest.opset}, IR {manifest.ir_version}; it runs in stock ONNX "
+        f"predictions. Opset {manifest.opset}, IR {manifest.ir_version}; it runs in stock ONNX "
         "Runtime. `manifest.json` lists every file with its digest."
     )
 
@@ -74,6 +77,11 @@ def _outputs(spec: FeatureSpec) -> str:
         given = "" if space == "all" else f" given {space}"
         meaning = f"P({name}{given})" if len(chain) == 1 else f"P({' and '.join(chain)})"
         rows.append(f"| `p_{name}` | {meaning} | {'all rows' if space == 'all' else space} |")
+    for task in spec.regressions:
+        given = "" if task.space == "all" else f" given {task.space}"
+        about = "all rows" if task.space == "all" else task.space
+        mean = "exp(mean of log(1 + y)) - 1" if task.transform == "log1p" else "mean"
+        rows.append(f"| `y_{task.name}` | {mean} of {task.name}{given} | {about} |")
     return "| output | meaning | about |\n| --- | --- | --- |\n" + "\n".join(rows)
 
 
@@ -93,8 +101,15 @@ def _data(manifest: Manifest, spec: FeatureSpec) -> str:
         first, last = (datetime.fromtimestamp(t / 1e6, UTC).isoformat() for t in spec.train_window)
         window = f", from {first} to {last}"
     weight = f" Rows count by `{spec.row_weight}`." if spec.row_weight else ""
+    sampled = "".join(
+        f" Of the negatives of `{task.name}` training saw {task.keep_rate:.4g}: ln({task.keep_rate}"
+        f") = {math.log(task.keep_rate):.4f} is added to its logit in the graph, so that "
+        "probabilities are those of all rows."
+        for task in spec.tasks
+        if task.keep_rate < 1
+    )
     return (
-        f"Trained on {spec.train_rows:,} rows of `{spec.dataset}`{window}.{weight} "
+        f"Trained on {spec.train_rows:,} rows of `{spec.dataset}`{window}.{weight}{sampled} "
         f"Feature spec {manifest.spec_digest[:16]}, checkpoint {manifest.run_digest[:16]}, "
         f"recsys-moe {manifest.code_version}."
     )
@@ -103,13 +118,16 @@ def _data(manifest: Manifest, spec: FeatureSpec) -> str:
 def _inputs(spec: FeatureSpec) -> str:
     kinds = Counter(type(feature) for feature in spec.features)
     counts = (
-        f"{len(spec.columns)} columns; {kinds[Categorical]} categorical, {kinds[Bucketized]} "
-        f'bucketised and {kinds[Numeric]} numeric features. Missing is `""`, -2^63 or NaN.'
+        f"{len(spec.columns)} columns; {kinds[Categorical]} categorical, {kinds[Crossed]} "
+        f"crossed, {kinds[Bucketized]} bucketised, {kinds[Numeric]} numeric and "
+        f"{kinds[Vector]} vector features. "
+        'Missing is `""`, -2^63 or NaN.'
     )
     rows = []
     for column in spec.columns:
         kind = f"list of {column.type}" if column.is_list else column.type
-        used = ", ".join(f"`{f.name}`" for f in spec.features if f.column == column.name)
+        kind = f"vector of {column.dim} {column.type}" if column.dim else kind
+        used = ", ".join(f"`{f.name}`" for f in spec.features if column.name in f.columns)
         rows.append(f"| `{column.name}` | {kind} | {used or 'nothing'} |")
     return f"{counts}\n\n| column | type | feature |\n| --- | --- | --- |\n" + "\n".join(rows)
 
@@ -119,27 +137,32 @@ def _evaluation(manifest: Manifest) -> str:
     if not tasks:
         return "This run had not been evaluated when it was exported: its quality is unknown."
     metrics = [name for name in _METRICS if any(v.get(name) is not None for v in tasks.values())]
-    head = ["output", "space", "rows", "positives", *metrics]
+    counts = [name for name in _COUNTS if any(name in v for v in tasks.values())]
+    head = ["output", "space", "rows", *counts, *metrics]
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for task, values in tasks.items():
-        counts = [f"{values[key]:,}" if key in values else "" for key in ("rows", "positives")]
-        figures = [_figure(values.get(name)) for name in metrics]
-        cells = [f"`p_{task}`", str(values.get("space", "")), *counts, *figures]
+        output = f"y_{task}" if "rmse" in values else f"p_{task}"
+        figures = [_figure(values.get(name)) for name in ("rows", *counts, *metrics)]
+        cells = [f"`{output}`", str(values.get("space", "")), *figures]
         lines.append(f"| {' | '.join(cells)} |")
     split = (manifest.metrics or {}).get("split")
     return f"On the {split} split.\n\n" + "\n".join(lines)
 
 
 def _figure(value: Any) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
     return "" if value is None else f"{value:.5f}"
 
 
 def _fidelity(manifest: Manifest) -> str:
     parity = manifest.parity
+    has_amounts = any(name.startswith("y_") for name in manifest.outputs)
+    amounts = ", of an amount in standard deviations or parts of it" if has_amounts else ""
     return (
         f"Over {parity.rows:,} raw rows, with missing, unseen, infinite and non-ASCII values, "
         f"`model.onnx` differed from the checkpoint by at most {parity.largest_gap:.2g} in "
-        f"probability (allowed: {parity.tolerance:g})."
+        f"probability{amounts} (allowed: {parity.tolerance:g})."
     )
 
 
@@ -153,9 +176,11 @@ def _limits(spec: FeatureSpec) -> str:
     ]
     if len(lines) == 2:
         lines = []
-    numeric = [feature for feature in spec.numeric_features if feature.log1p]
+    numeric = [
+        f for f in spec.numeric_features if isinstance(f, Numeric) and f.transform != "identity"
+    ]
     if numeric:
-        names = ", ".join(f"`{feature.column}`" for feature in numeric)
+        names = ", ".join(f"`{f.expression or f.column}`" for f in numeric)
         lines += ["", f"Negative values of {names} count as missing."]
     lines += ["", "Data that drifts from the training window makes all figures above optimistic."]
     return "\n".join(lines).strip()

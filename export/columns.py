@@ -1,8 +1,9 @@
-"""Raw columns by the names and types of the graphs: one input a scalar, two a list.
+"""Raw columns by the names and types of the graphs: one input a scalar or vector, two a list.
 
-Missing is `""`, INT64_MIN or NaN. Strings travel as object arrays of `str`: NumPy's fixed-width
-strings lose everything after a NUL, and ONNX Runtime reads `None` as the word "None". Unlike the
-scoring job, which quarantines what it cannot score, everything that has a type is passed on.
+Missing is `""`, INT64_MIN or NaN; a vector is missing where any of its numbers is. Strings travel
+as object arrays of `str`: NumPy's fixed-width strings lose everything after a NUL, and ONNX Runtime
+reads `None` as the word "None". Unlike the scoring job, which quarantines what it cannot score,
+everything that has a type is passed on.
 """
 
 from collections.abc import Iterable
@@ -30,9 +31,9 @@ _SCALARS: dict[str, pl.DataType] = {
 
 
 def polars_type(column: Column) -> pl.DataType:
-    """Return a column's type in a frame."""
+    """Return a column's type in a frame; a vector is a list there."""
     scalar = _SCALARS[column.type]
-    return pl.List(scalar) if column.is_list else scalar
+    return pl.List(scalar) if column.is_list or column.dim else scalar
 
 
 def input_names(column: Column) -> tuple[str, ...]:
@@ -54,14 +55,22 @@ def raw_feeds(frame: pl.DataFrame, columns: Iterable[Column]) -> dict[str, Array
         columns: The manifest's inputs or the spec's columns.
 
     Returns:
-        Arrays [rows] and, for lists, [rows, longest] padded with the missing marker.
+        Arrays [rows], for vectors [rows, dim] and, for lists, [rows, longest] padded with the
+        missing marker.
 
     Raises:
-        RequestError: A column is not there or of another type.
+        RequestError: A column is not there or of another type, or a vector of another length.
     """
     feeds: dict[str, Array] = {}
     for column in columns:
         series = _typed(frame, column)
+        if column.dim is not None:
+            feeds[column.name], misfits = vectors(series, column.dim)
+            if misfits.any():
+                got = f"another length in row {int(misfits.argmax())}"
+                wanted = f"vectors of {column.dim} numbers"
+                raise RequestError(f"column {column.name!r}", wanted=wanted, got=got)
+            continue
         if not column.is_list:
             feeds[column.name] = _scalars(series, column)
             continue
@@ -70,6 +79,24 @@ def raw_feeds(frame: pl.DataFrame, columns: Iterable[Column]) -> dict[str, Array
         flat = series.list.explode(keep_nulls=False, empty_as_null=False)
         feeds[ids] = _padded(_scalars(flat, column), feeds[length], column)
     return feeds
+
+
+def vectors(series: pl.Series, dim: int) -> tuple[Array, npt.NDArray[np.bool_]]:
+    """Return lists of numbers as an array, and which of them have no place in it.
+
+    Args:
+        series: Lists of numbers of any type.
+        dim: How many each should have.
+
+    Returns:
+        float32 [rows, dim], NaN for what is null or of another length, and bool [rows], true for
+        another length.
+    """
+    fits = (series.list.len() == dim).fill_null(value=False)
+    cells = np.full((len(series), dim), np.nan, np.float32)
+    elements = series.filter(fits).explode().cast(pl.Float32).fill_null(np.nan)
+    cells[fits.to_numpy()] = elements.to_numpy().reshape(-1, dim)
+    return cells, (series.is_not_null() & ~fits).to_numpy()
 
 
 def _typed(frame: pl.DataFrame, column: Column) -> pl.Series:

@@ -1,8 +1,9 @@
-"""The trained model as an ONNX graph: codes and numbers in, probabilities and logits out."""
+"""The trained model as an ONNX graph: codes and numbers in, predictions and logits out."""
 
 import contextlib
 import io
 import logging
+import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,45 +15,50 @@ from torch import Tensor, nn
 
 from export.graph import INNER, IR_VERSION, OPSET
 from export.manifest import CODES, CORE_FILE, NUMBERS, WEIGHTS_FILE
-from recsys_moe.spec import FeatureSpec
+from recsys_moe.spec import LARGEST_LOG, FeatureSpec, Task
 
 _EXTERNAL_FROM_BYTES = 1024
 _READABLE = 0o644
 _EXAMPLE_ROWS = 3
 
 
-class Probabilities(nn.Module):
-    """A model with what users ask for on top: each probability, then each logit.
+class Predictions(nn.Module):
+    """A model with what users ask for on top: each probability, each amount, then each logit.
 
     A chained task's product is computed from the factors that are put out, in float32, so that
-    `p_click_and_conversion <= p_click` holds to the bit.
+    `p_click_and_conversion <= p_click` holds to the bit. Logits are corrected for a task whose
+    negatives were thinned out for training, so that probabilities are those of all rows.
     """
 
     def __init__(self, model: nn.Module, spec: FeatureSpec) -> None:
         super().__init__()
-        self.model, self.tasks, self.products = model, spec.task_names, tuple(spec.outputs())
+        self.model, self.products = model, tuple(spec.outputs())
+        self.binary = tuple(task for task in spec.tasks if task.kind == "binary")
+        self.regressions = spec.regressions
 
     def forward(self, codes: Tensor, numbers: Tensor) -> tuple[Tensor, ...]:
-        """Return float32 [batch] for every name of `probability_names` and `logit_names`."""
-        logits = self.model(codes, numbers)
-        single = {task: torch.sigmoid(logits[task].float()) for task in self.tasks}
+        """Return float32 [batch] for every name of the spec's `predictions` and `logits`."""
+        raw = {task: logit.float() for task, logit in self.model(codes, numbers).items()}
+        logits = {task.name: _corrected(task, raw[task.name]) for task in self.binary}
+        single = {task: torch.sigmoid(logit) for task, logit in logits.items()}
         probabilities = []
         for _, chain in self.products:
             product = single[chain[0]]
             for task in chain[1:]:
                 product = product * single[task]
             probabilities.append(product)
-        return (*probabilities, *(logits[task].float() for task in self.tasks))
+        amounts = [_amount(task, raw[task.name]) for task in self.regressions]
+        return (*probabilities, *amounts, *logits.values())
 
 
-def probability_names(spec: FeatureSpec) -> tuple[str, ...]:
-    """Return the names of the probabilities, in order."""
-    return tuple(f"p_{name}" for name, _ in spec.outputs())
+def _corrected(task: Task, logit: Tensor) -> Tensor:
+    return logit + math.log(task.keep_rate) if task.keep_rate < 1 else logit
 
 
-def logit_names(spec: FeatureSpec) -> tuple[str, ...]:
-    """Return the names of the logits, in order."""
-    return tuple(f"logit_{task}" for task in spec.task_names)
+def _amount(task: Task, z: Tensor) -> Tensor:
+    """Return a regression's prediction in the unit of its label, from its standardised one."""
+    value = z * (1 / task.scale) + task.mean
+    return torch.expm1(value.clamp(0.0, LARGEST_LOG)) if task.transform == "log1p" else value
 
 
 def export_core(model: nn.Module, spec: FeatureSpec, folder: Path) -> onnx.ModelProto:
@@ -69,10 +75,10 @@ def export_core(model: nn.Module, spec: FeatureSpec, folder: Path) -> onnx.Model
         torch.zeros(_EXAMPLE_ROWS, spec.num_numbers),
     )
     batch = torch.export.Dim("batch", min=1)
-    names = [*probability_names(spec), *logit_names(spec)]
+    names = [*spec.predictions, *spec.logits]
     with _quiet():
         program = torch.onnx.export(
-            Probabilities(model, spec).eval(),
+            Predictions(model, spec).eval(),
             example,
             dynamo=True,
             opset_version=OPSET,

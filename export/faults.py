@@ -16,6 +16,7 @@ class Reason(enum.IntFlag):
     INTEGER_OUT_OF_RANGE = 8
     SCORING_ERROR = 16
     NON_FINITE_SCORE = 32
+    VECTOR_LENGTH = 64
 
     @property
     def label(self) -> str:

@@ -9,15 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from export.columns import polars_type
+from export.fuzzed_vectors import fuzzed_vectors
 from export.vocabulary import read_vocabulary
+from recsys_moe.expression import Number, Text, nodes_of, parse
 from recsys_moe.spec import INT64_MISSING, Bucketized, Categorical, Column, FeatureSpec, Numeric
 
 _STRINGS = [
     None, "", " ", "a\x00b", "\x00", "\ufeff", "ünïcödé", "日本語", "🙂🙃", "e\u0301", "é", "null",
-    "None", "nan", "0", "-1", "\\0null", "a\nb", '"', "x" * 1000, "İ", "\U0010ffff",
+    "\0null", "\x1f", "a\x1fb", "None", "nan", "0", "-1", "\\0null", "a\nb", '"', "x" * 1000,
+    "İ", "\U0010ffff",
 ]  # fmt: skip
 _INTEGERS = [
     None, INT64_MISSING, INT64_MISSING + 1, INT64_MISSING + 511, 2**63 - 1, 2**53, 2**53 + 1,
@@ -46,13 +50,17 @@ def fuzzed_rows(
         seed: Of the generator.
     """
     generator = np.random.default_rng(seed)
-    categorical = [f for f in spec.features if isinstance(f, Categorical)]
     columns = {}
     for column in spec.columns:
+        if column.dim is not None:
+            real = sample[column.name].to_list() if column.name in sample.columns else []
+            found = fuzzed_vectors(generator, spec, column, real, rows)
+            columns[column.name] = pl.Series(column.name, found, dtype=polars_type(column))
+            continue
         pools = _pools(spec, folder, sample, column)
-        longest = max((f.max_len or 1 for f in categorical if f.column == column.name), default=1)
         if column.is_list:
-            values = _lists(generator, column, pools, rows, longest)
+            kept = [f.num_slots for f in spec.code_features if column.name in f.columns]
+            values = _lists(generator, column, pools, rows, kept or [1])
         else:
             values = _scalars(generator, column, pools, rows)
         columns[column.name] = pl.Series(column.name, values, dtype=polars_type(column))
@@ -82,7 +90,10 @@ def _pools(
         real = real.list.explode(keep_nulls=False, empty_as_null=False) if column.is_list else real
         pools += [real.to_list()] * 2
     for feature in spec.features:
-        if feature.column != column.name:
+        if column.name not in feature.columns:
+            continue
+        if isinstance(feature, Numeric | Bucketized) and feature.expression is not None:
+            pools.append(_mentioned(feature.expression, column))
             continue
         if isinstance(feature, Categorical):
             listed = read_vocabulary(folder, spec.table(feature.table))
@@ -90,9 +101,26 @@ def _pools(
         elif isinstance(feature, Bucketized):
             pools.append(_near(feature.edges, column))
         elif isinstance(feature, Numeric):
-            spread = [feature.mean + step / (feature.scale or 1.0) for step in range(-12, 13)]
-            pools.append(_near(spread, column))
+            pools.append(_near([*_spread(feature), *feature.bounds], column))
     return [pool for pool in pools if pool]
+
+
+def _mentioned(expression: str, column: Column) -> list[Any]:
+    """Return the values of a column's type that an expression compares with or adds."""
+    literals = [node for node in nodes_of(parse(expression)) if isinstance(node, Number | Text)]
+    if column.type == "string":
+        return [node.value for node in literals if isinstance(node, Text)]
+    numbers = [node.value for node in literals if isinstance(node, Number)]
+    return _near([number for number in numbers if abs(number) < 1e38], column)
+
+
+def _spread(feature: Numeric) -> npt.NDArray[np.float64]:
+    """Return raw numbers from beyond one end of the scaled range to beyond the other."""
+    scaled = feature.center + np.arange(-12, 13) / (feature.scale or 1.0)
+    if feature.transform == "sqrt":
+        return np.square(scaled)
+    with np.errstate(over="ignore"):
+        return np.expm1(scaled) if feature.transform == "log1p" else scaled
 
 
 def _near(points: Sequence[float], column: Column) -> list[Any]:
@@ -124,10 +152,14 @@ def _unseen(column: Column, number: int) -> str | int | float:
 
 
 def _lists(
-    generator: np.random.Generator, column: Column, pools: list[list[Any]], rows: int, longest: int
+    generator: np.random.Generator,
+    column: Column,
+    pools: list[list[Any]],
+    rows: int,
+    kept: Sequence[int],
 ) -> list[list[Any] | None]:
-    lengths = generator.choice(
-        [-1, 0, 1, 2, max(longest - 1, 0), longest, longest + 1, 2 * longest + 3], size=rows
-    )
+    """Return lists, null, empty, and as long as a feature keeps, one less and one more."""
+    near = {length + step for length in kept for step in (-1, 0, 1)}
+    lengths = generator.choice(sorted({-1, 0, 1, 2, *near, 2 * max(kept) + 3}), size=rows)
     values = iter(_scalars(generator, column, pools, int(lengths.clip(min=0).sum())))
     return [None if n < 0 else [next(values) for _ in range(n)] for n in lengths]

@@ -30,9 +30,10 @@ class GraphBuilder:
         return f"{self.prefix}{INNER}{word}_{len(self.nodes)}"
 
     def constant(self, value: object, dtype: Any) -> str:
-        """Return the name of a constant tensor; equal constants are stored once."""
+        """Return the name of a constant tensor; equal ones are stored once. Texts: `object`."""
         array = np.asarray(value, dtype=dtype)
-        key = repr((array.shape, array.dtype.str)).encode() + array.tobytes()
+        content = repr(array.tolist()).encode() if array.dtype == object else array.tobytes()
+        key = repr((array.shape, array.dtype.str)).encode() + content
         if key not in self.constants:
             name = f"{self.prefix}{INNER}constant_{len(self.constants)}"
             self.constants[key] = numpy_helper.from_array(array, name)

@@ -35,7 +35,7 @@ class Request:
         input: A parquet file, a folder or a glob.
         device: `cpu` or `cuda`.
         keys: Columns to copy beside the scores; none named, those of the artifact.
-        outputs: Outputs to write; none named, every probability.
+        outputs: Outputs to write; none named, every prediction (`p_*` and `y_*`).
         unique_keys: Quarantine the rows that repeat an earlier row's key.
         batch_rows: Rows in one call of the graph, for each device.
     """

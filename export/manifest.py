@@ -35,7 +35,11 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parity:
-    """The largest difference in probability between graph and checkpoint that was seen."""
+    """The largest difference between graph and checkpoint that was seen.
+
+    Of probabilities as they are; of amounts in standard deviations of the train labels, or in
+    parts of the value where that is larger.
+    """
 
     tolerance: float
     largest_gap: float
@@ -50,8 +54,9 @@ class Manifest:
         name: Data set and model, `census_income-ple`.
         files: Relative POSIX path of every file but the manifest.
         inputs: Raw columns of `model.onnx` and `preprocess.onnx`. A scalar `x` is the input `x`
-            [batch]; a list `x` is two inputs, `x_ids` [batch, L] and `x_len` int64 [batch].
-        outputs: The probabilities, `p_*`, float32 [batch].
+            [batch], a vector `x` the input `x` float32 [batch, dim]; a list `x` is two inputs,
+            `x_ids` [batch, L] and `x_len` int64 [batch].
+        outputs: The probabilities, `p_*`, and amounts, `y_*`, float32 [batch].
         logits: Further outputs that are computed only when asked for, `logit_*`, float32 [batch].
         boundary: Names of the outputs of `preprocess.onnx` and inputs of `core.onnx`: int32
             [batch, slots] and float32 [batch, k].
@@ -61,7 +66,9 @@ class Manifest:
         user: The column that GAUC groups by, if there is one.
         parity: Gap between `model.onnx` and the checkpoint.
         metrics: The run's `evaluation.json`, or None if it was not evaluated.
-        data: `dataset`, `train_rows` and `train_window` (microseconds UTC) of the feature spec.
+        data: `dataset`, `train_rows` and `train_window` (microseconds UTC) of the feature spec;
+            `keep_rates`, the share of a task's negatives that training saw, where not all: the
+            graph's logits and probabilities are corrected for it.
         model: The builder's `name` and its sizes.
         parameters: How many weights the model has.
         code_version: Version of this package that exported.

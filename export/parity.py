@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from export.columns import raw_feeds
-from export.core import Probabilities, probability_names
+from export.core import Predictions
 from export.fuzz import fuzzed_rows, missing_rows
 from export.graph import open_graph
 from export.manifest import CODES, MODEL_FILE, NUMBERS, PREPROCESS_FILE, Parity
 from export.reference import ReferenceEncoder
 from recsys_moe.errors import ArtifactError
-from recsys_moe.spec import FeatureSpec
+from recsys_moe.spec import FeatureSpec, Task
 
 FUZZED_ROWS = 4096
 _ALONE_ROWS = 64
@@ -55,7 +55,11 @@ def check_parity(
     *,
     tolerance: float,
 ) -> Parity:
-    """Compare an artifact with its checkpoint and return the largest gap in probability.
+    """Compare an artifact with its checkpoint and return the largest gap.
+
+    That of a probability is its difference; that of an amount is the difference of what its tower
+    learns, in standard deviations of the train labels, or in parts of the value where that is
+    larger: float32 holds no more.
 
     Args:
         artifact: A folder with `preprocess.onnx` and `model.onnx`.
@@ -66,13 +70,14 @@ def check_parity(
         tolerance: The largest gap that may be published.
 
     Raises:
-        ArtifactError: A code differs, a number differs by more than 1e-6, or a probability by more
+        ArtifactError: A code differs, a number differs by more than 1e-6, or a prediction by more
             than the tolerance; the first such place is named.
     """
     codes, numbers = ReferenceEncoder(spec, folder)(frame)
     _check_encoding(artifact / PREPROCESS_FILE, spec, frame, codes, numbers)
-    names = list(probability_names(spec))
-    expected = _torch_probabilities(model, spec, codes, numbers)
+    names = list(spec.predictions)
+    tasks = {f"y_{task.name}": task for task in spec.regressions}
+    expected = _torch_predictions(model, spec, codes, numbers)
     session = open_graph(artifact / MODEL_FILE)
     gap, first_alone = 0.0, max(0, frame.height - _ALONE_ROWS)
     batches = [(start, _BATCH_ROWS) for start in range(0, frame.height, _BATCH_ROWS)]
@@ -80,7 +85,7 @@ def check_parity(
     for start, rows in batches:
         got = session.run(names, raw_feeds(frame.slice(start, rows), spec.columns))
         for name, value, wanted in zip(names, got, expected, strict=True):
-            apart = np.abs(value - wanted[start : start + rows])
+            apart = _apart(value, wanted[start : start + rows], tasks.get(name))
             worst = int(np.argmax(apart))  # a NaN counts as the maximum
             if not apart[worst] <= tolerance:
                 raise ArtifactError(
@@ -116,19 +121,30 @@ def _check_encoding(
         )
 
 
+def _apart(got: Array, wanted: Array, task: Task | None) -> Array:
+    """Return the gap of each row, NaN where either is not a number."""
+    if task is None:
+        gap: Array = np.abs(got - wanted)
+        return gap
+    mine, theirs = got.astype(np.float64), wanted.astype(np.float64)
+    if task.transform == "log1p":
+        mine, theirs = np.log1p(mine), np.log1p(theirs)
+    gap = np.abs(mine - theirs) / np.maximum(1 / task.scale, np.abs(theirs))
+    return gap
+
+
 @torch.no_grad()
-def _torch_probabilities(
+def _torch_predictions(
     model: nn.Module, spec: FeatureSpec, codes: Array, numbers: Array
 ) -> list[Array]:
-    """Return each probability, float32 [rows], from the checkpoint."""
-    probabilities = Probabilities(model, spec).eval()
+    """Return each prediction, float32 [rows], from the checkpoint."""
+    predictions = Predictions(model, spec).eval()
     parts = [
-        probabilities(
+        predictions(
             torch.from_numpy(codes[start : start + _BATCH_ROWS]),
             torch.from_numpy(numbers[start : start + _BATCH_ROWS]),
         )
         for start in range(0, len(codes), _BATCH_ROWS)
     ]
-    return [torch.cat(part).numpy() for part in zip(*parts, strict=True)][
-        : len(probability_names(spec))
-    ]
+    whole = [torch.cat(part).numpy() for part in zip(*parts, strict=True)]
+    return whole[: len(spec.predictions)]

@@ -1,7 +1,6 @@
 """The feature spec as an ONNX graph: raw columns in, codes and numbers out.
 
-Shapes: B batch, L cells of a list as it came, S slots of a feature, C raw number columns,
-K numeric features.
+Shapes: B batch, L cells of a list as it came, S slots of a feature.
 
 Every look-up also holds the missing marker as a key, so a scalar with one unseen bucket costs one
 node. Features that share a table are looked up together: its vocabulary is in the graph once.
@@ -17,7 +16,10 @@ from onnx import helper
 
 from export.columns import input_names
 from export.graph import FLOAT, INT32, INT64, STRING, GraphBuilder, tensor
+from export.hash_nodes import crossed, hash_codes
 from export.manifest import CODES, NUMBERS
+from export.numeric_nodes import RawNumbers, bucketized, numbers
+from export.vectors import vector_numbers
 from export.vocabulary import check_graphable, read_vocabulary
 from recsys_moe.errors import SpecError
 from recsys_moe.spec import (
@@ -29,9 +31,11 @@ from recsys_moe.spec import (
     Categorical,
     Column,
     ColumnType,
+    Crossed,
     FeatureSpec,
     Numeric,
     Table,
+    Vector,
 )
 
 _ELEMENTS: dict[ColumnType, int] = {"string": STRING, "int64": INT64, "float32": FLOAT}
@@ -54,18 +58,20 @@ def preprocess_model(spec: FeatureSpec, folder: Path) -> onnx.ModelProto:
     """
     check_graphable(spec)
     graph = GraphBuilder("preprocess")
-    raw = _RawNumbers(graph, spec)
+    raw = RawNumbers(graph, spec)
     pieces = _categorical(graph, spec, folder)
     for feature in spec.code_features:
         if isinstance(feature, Bucketized):
-            pieces[feature.name] = _bucketized(graph, raw, feature)
+            pieces[feature.name] = bucketized(graph, raw, feature)
+        elif isinstance(feature, Crossed):
+            pieces[feature.name] = crossed(graph, spec, feature)
     codes = ""
     if pieces:
         slots = [pieces[feature.name] for feature in spec.code_features]
         graph.add("Cast", graph.add("Concat", *slots, axis=1), to=INT32)
         graph.rename_last(codes := CODES)
     if spec.numeric_features:
-        _numbers(graph, raw, spec.numeric_features)
+        _all_numbers(graph, raw, spec)
         graph.rename_last(NUMBERS)
     _fill_in(graph, spec, codes)
     return graph.model(
@@ -80,7 +86,7 @@ def preprocess_model(spec: FeatureSpec, folder: Path) -> onnx.ModelProto:
 def _inputs(column: Column) -> list[onnx.ValueInfoProto]:
     element, names = _ELEMENTS[column.type], input_names(column)
     if not column.is_list:
-        return [tensor(names[0], element, "batch")]
+        return [tensor(names[0], element, "batch", *([column.dim] if column.dim else []))]
     return [tensor(names[0], element, "batch", names[1]), tensor(names[1], INT64, "batch")]
 
 
@@ -115,9 +121,9 @@ def _categorical(graph: GraphBuilder, spec: FeatureSpec, folder: Path) -> dict[s
 
 
 def _cells(graph: GraphBuilder, spec: FeatureSpec, feature: Categorical) -> str:
-    """Return a scalar column [B], or the first `max_len` cells of a list column [B, L]."""
+    """Return a scalar column [B], or the cells of a list column that may count, [B, L]."""
     ids = input_names(spec.column(feature.column))[0]
-    if feature.max_len is None:
+    if feature.max_len is None or feature.keep == "last":
         return ids
     bounds = [graph.constant([value], np.int64) for value in (0, feature.max_len, 1)]
     return graph.add("Slice", ids, *bounds)
@@ -172,10 +178,7 @@ class _Encoder:
         text = cells
         if self.column_type == "int64":
             text = self.graph.add("Cast", cells, to=STRING)
-        hashed = self.graph.add("MurmurHash3", text, domain="com.microsoft", positive=1, seed=0)
-        wide = self.graph.add("Cast", hashed, to=INT64)
-        bucket = self.graph.add("Mod", wide, self.graph.constant(self.num_oov, np.int64))
-        unseen = self.graph.add("Add", bucket, self.graph.constant(FIRST_OOV, np.int64))
+        unseen = hash_codes(self.graph, text, self.num_oov)
         listed = self.graph.add(
             "GreaterOrEqual", codes, self.graph.constant(MISSING_CODE, np.int64)
         )
@@ -189,99 +192,29 @@ def _slots(graph: GraphBuilder, spec: FeatureSpec, feature: Categorical, codes: 
         return graph.add("Unsqueeze", codes, one)
     pad = graph.constant(PAD, np.int64)
     wide = graph.add("Pad", codes, graph.constant([0, 0, 0, feature.max_len], np.int64), pad)
-    bounds = [graph.constant([value], np.int64) for value in (0, feature.max_len)]
-    cut = graph.add("Slice", wide, *bounds, one)
     length = graph.add("Unsqueeze", input_names(spec.column(feature.column))[1], one)
     positions = graph.constant(np.arange(feature.max_len)[None, :], np.int64)
+    if feature.keep == "last":
+        inside = graph.add("Min", length, graph.add("Shape", codes, start=1))
+        start = graph.add("Sub", inside, graph.constant(feature.max_len, np.int64))
+        start = graph.add("Max", start, graph.constant(0, np.int64))
+        cut = graph.add("GatherElements", wide, graph.add("Add", start, positions), axis=1)
+    else:
+        bounds = [graph.constant([value], np.int64) for value in (0, feature.max_len)]
+        cut = graph.add("Slice", wide, *bounds, one)
     return graph.add("Where", graph.add("Less", positions, length), cut, pad)
 
 
-class _RawNumbers:
-    """All columns that numeric and bucketised features read: float64 [B, C], missing is NaN."""
+def _all_numbers(graph: GraphBuilder, raw: RawNumbers, spec: FeatureSpec) -> None:
+    """Append the nodes to all numbers, float32 [B, num_numbers]; the last is the result.
 
-    def __init__(self, graph: GraphBuilder, spec: FeatureSpec) -> None:
-        self.graph = graph
-        names = [f.column for f in spec.features if not isinstance(f, Categorical)]
-        columns = [column for column in spec.columns if column.name in names]
-        self.order = [c.name for c in columns if c.type == "float32"]
-        parts = []
-        if self.order:
-            parts.append(graph.add("Cast", self._stack(self.order), to=onnx.TensorProto.DOUBLE))
-        integers = [c.name for c in columns if c.type == "int64"]
-        if integers:
-            self.order += integers
-            whole = self._stack(integers)
-            missing = graph.add("Equal", whole, graph.constant(INT64_MISSING, np.int64))
-            wide = graph.add("Cast", whole, to=onnx.TensorProto.DOUBLE)
-            nan = graph.constant(np.nan, np.float64)
-            parts.append(graph.add("Where", missing, nan, wide))
-        if not parts:
-            return
-        self.values = parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=1)
-        size = graph.add("Abs", self.values)
-        self.finite = graph.add("Less", size, graph.constant(np.inf, np.float64))
-
-    def pick(self, columns: list[str]) -> tuple[str, str]:
-        """Return values float64 and whether they are finite, bool, of some columns."""
-        if columns == self.order:
-            return self.values, self.finite
-        index = self.graph.constant([self.order.index(name) for name in columns], np.int64)
-        return (
-            self.graph.add("Gather", self.values, index, axis=1),
-            self.graph.add("Gather", self.finite, index, axis=1),
-        )
-
-    def _stack(self, names: list[str]) -> str:
-        one = self.graph.constant([1], np.int64)
-        columns = [self.graph.add("Unsqueeze", name, one) for name in names]
-        return columns[0] if len(columns) == 1 else self.graph.add("Concat", *columns, axis=1)
-
-
-def _bucketized(graph: GraphBuilder, raw: _RawNumbers, feature: Bucketized) -> str:
-    """Return codes int64 [B, 1]: 2 and one more for every edge below the value."""
-    values, finite = raw.pick([feature.column])
-    edges = graph.constant(np.array([feature.edges], np.float32), np.float64)
-    above = graph.add("Cast", graph.add("Greater", values, edges), to=INT64)
-    passed = graph.add("ReduceSum", above, graph.constant([1], np.int64), keepdims=1)
-    bucket = graph.add("Add", passed, graph.constant(FIRST_OOV, np.int64))
-    return graph.add("Where", finite, bucket, graph.constant(MISSING_CODE, np.int64))
-
-
-def _numbers(graph: GraphBuilder, raw: _RawNumbers, features: tuple[Numeric, ...]) -> None:
-    """Append the nodes from raw numbers to float32 [B, num_numbers]; the last is the result."""
-
-    def row(values: list[Any], dtype: Any = np.float64) -> str:
-        return graph.constant([values], dtype)
-
-    values, known = raw.pick([feature.column for feature in features])
-    if any(feature.log1p for feature in features):
-        lowest = row([0.0 if feature.log1p else -np.inf for feature in features])
-        known = graph.add("And", known, graph.add("GreaterOrEqual", values, lowest))
-        logs = _log1p(graph, graph.add("Max", values, graph.constant(0.0, np.float64)))
-        values = graph.add("Where", row([f.log1p for f in features], np.bool_), logs, values)
-    centred = graph.add("Sub", values, row([feature.mean for feature in features]))
-    scaled = graph.add("Mul", centred, row([feature.scale for feature in features]))
-    floored = graph.add("Max", scaled, row([-feature.clip for feature in features]))
-    clipped = graph.add("Min", floored, row([feature.clip for feature in features]))
-    result = graph.add("Where", known, clipped, graph.constant(0.0, np.float64))
-    flagged = [i for i, feature in enumerate(features) if feature.missing_flag]
-    if not flagged:
-        graph.add("Cast", result, to=FLOAT)
-        return
-    value = graph.add("Cast", result, to=FLOAT)
-    flag = graph.add("Cast", graph.add("Not", known), to=FLOAT)
-    both = graph.add("Concat", value, flag, axis=1)
-    order = [
-        place
-        for i, feature in enumerate(features)
-        for place in ([i, len(features) + i] if feature.missing_flag else [i])
-    ]
-    graph.add("Gather", both, graph.constant(order, np.int64), axis=1)
-
-
-def _log1p(graph: GraphBuilder, values: str) -> str:
-    """Return log(1 + x) of x >= 0 to full precision: ln(u) plus what rounding u = 1 + x lost."""
-    one = graph.constant(1.0, np.float64)
-    sums = graph.add("Add", values, one)
-    lost = graph.add("Sub", values, graph.add("Sub", sums, one))
-    return graph.add("Add", graph.add("Log", sums), graph.add("Div", lost, sums))
+    Numeric features that follow each other are computed together.
+    """
+    pieces = []
+    for kind, group in groupby(spec.numeric_features, key=type):
+        if kind is Vector:
+            pieces += [vector_numbers(graph, f) for f in group if isinstance(f, Vector)]
+        else:
+            pieces.append(numbers(graph, raw, [f for f in group if isinstance(f, Numeric)]))
+    if len(pieces) > 1:
+        graph.add("Concat", *pieces, axis=1)

@@ -5,7 +5,7 @@ MurmurHash3, read off the contract. It is slow and meant to be obvious.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,18 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from recsys_moe.spec import INT64_MISSING, Bucketized, Categorical, FeatureSpec, Numeric, Table
+from export.expression_reference import evaluate
+from recsys_moe.expression import parse
+from recsys_moe.spec import (
+    INT64_MISSING,
+    Bucketized,
+    Categorical,
+    Crossed,
+    FeatureSpec,
+    Numeric,
+    Table,
+    Vector,
+)
 
 Value = str | int | float | None
 
@@ -40,10 +51,20 @@ class ReferenceEncoder:
         numbers = np.zeros((frame.height, self.spec.num_numbers), np.float32)
         slot = place = 0
         for feature in self.spec.features:
-            values = frame[feature.column].to_list()
+            if isinstance(feature, Crossed):
+                parts = zip(*(frame[name].to_list() for name in feature.columns), strict=True)
+                buckets = self.spec.table(feature.table).num_oov
+                codes[:, slot] = [_cross(values, buckets) for values in parts]
+                slot += 1
+                continue
+            values = _values(frame, feature)
             if isinstance(feature, Numeric):
                 for row, value in enumerate(values):
                     numbers[row, place : place + feature.num_numbers] = _number(value, feature)
+                place += feature.num_numbers
+            elif isinstance(feature, Vector):
+                for row, value in enumerate(values):
+                    numbers[row, place : place + feature.num_numbers] = _vector(value, feature)
                 place += feature.num_numbers
             else:
                 for row, value in enumerate(values):
@@ -57,8 +78,18 @@ class ReferenceEncoder:
         lookup = self.lookups[feature.table]
         if feature.max_len is None:
             return [lookup(value)]
-        kept = [lookup(element) for element in (value or [])[: feature.max_len]]
+        elements = value or []
+        surplus = max(len(elements) - feature.max_len, 0)
+        elements = elements[surplus:] if feature.keep == "last" else elements[: feature.max_len]
+        kept = [lookup(element) for element in elements]
         return kept + [0] * (feature.max_len - len(kept))
+
+
+def _values(frame: pl.DataFrame, feature: Categorical | Bucketized | Numeric | Vector) -> list[Any]:
+    if isinstance(feature, Numeric | Bucketized) and feature.expression is not None:
+        tree, rows = parse(feature.expression), frame.select(feature.columns)
+        return [evaluate(tree, row) for row in rows.iter_rows(named=True)]
+    return frame[feature.columns[0]].to_list()
 
 
 def _lookup(table: Table, folder: Path) -> Callable[[Value], int]:
@@ -76,19 +107,49 @@ def _lookup(table: Table, folder: Path) -> Callable[[Value], int]:
     return code
 
 
+def _cross(values: Sequence[Value], num_buckets: int) -> int:
+    known = [value not in (None, "", INT64_MISSING) for value in values]
+    if not any(known):
+        return 1
+    texts = [str(v) if is_known else "\0null" for v, is_known in zip(values, known, strict=True)]
+    return 2 + murmur3_32("\x1f".join(texts).encode()) % num_buckets
+
+
 def _number(value: Value, feature: Numeric) -> list[float]:
-    number = math.nan if value is None or value == INT64_MISSING else float(value)
-    if not math.isfinite(number) or (feature.log1p and number < 0):
-        return [0.0, 1.0][: feature.num_numbers]
-    if feature.log1p:
+    number = _float(value)
+    low = -math.inf if feature.low is None else feature.low
+    high = math.inf if feature.high is None else feature.high
+    of_negatives = feature.transform == "identity"
+    if not math.isfinite(number) or not low <= number <= high or (number < 0 and not of_negatives):
+        return [feature.fill, 1.0][: feature.num_numbers]
+    if feature.transform == "log1p":
         number = math.log1p(number)
-    scaled = (number - feature.mean) * feature.scale
+    elif feature.transform == "sqrt":
+        number = math.sqrt(number)
+    scaled = (number - feature.center) * feature.scale
     return [min(max(scaled, -feature.clip), feature.clip), 0.0][: feature.num_numbers]
 
 
+def _float(value: Value) -> float:
+    """Return NaN for what is missing; a float may equal the marker of integers and is none."""
+    if value is None or (isinstance(value, int) and value == INT64_MISSING):
+        return math.nan
+    return float(value)
+
+
+def _vector(value: list[float | None] | None, feature: Vector) -> list[float]:
+    elements = [number for number in value or [] if number is not None and math.isfinite(number)]
+    if len(elements) != feature.dim:
+        return [*[0.0] * feature.dim, 1.0][: feature.num_numbers]
+    length = 1.0
+    if feature.normalize == "l2":
+        length = max(math.sqrt(sum(number * number for number in elements)), 1e-12)
+    return [*(number / length for number in elements), 0.0][: feature.num_numbers]
+
+
 def _bucket(value: Value, feature: Bucketized) -> int:
-    number = math.nan if value is None or value == INT64_MISSING else float(value)
-    if not math.isfinite(number):
+    number = _float(value)
+    if math.isnan(number) or (math.isinf(number) and not feature.allow_inf):
         return 1
     return 2 + sum(number > float(np.float32(edge)) for edge in feature.edges)
 

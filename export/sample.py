@@ -51,7 +51,7 @@ def sample_rows(spec: FeatureSpec, sample: pl.DataFrame) -> pl.DataFrame:
     for column in spec.columns:
         if column.name not in keys:
             longest = max(
-                (f.num_slots for f in spec.code_features if f.column == column.name), default=1
+                (f.num_slots for f in spec.code_features if column.name in f.columns), default=1
             )
             values = _with_odd_values(rows[column.name].to_list(), column, longest)
             columns[column.name] = pl.Series(column.name, values, dtype=polars_type(column))
@@ -116,7 +116,8 @@ def request_schema(columns: Sequence[Column]) -> dict[str, Any]:
     """Return the JSON Schema of a request: every input once, in any order."""
     datatypes = input_datatypes(columns)
     ranks = {name: 1 for name in datatypes}
-    ranks |= {input_names(column)[0]: 2 for column in columns if column.is_list}
+    ranks |= {input_names(column)[0]: 2 for column in columns if column.is_list or column.dim}
+    widths = {column.name: [{}, {"const": column.dim}] for column in columns if column.dim}
     kinds = [
         {
             "type": "object",
@@ -129,6 +130,7 @@ def request_schema(columns: Sequence[Column]) -> dict[str, Any]:
                     "items": {"type": "integer", "minimum": 0},
                     "minItems": ranks[name],
                     "maxItems": ranks[name],
+                    **({"prefixItems": widths[name]} if name in widths else {}),
                 },
                 "data": {"type": "array", "items": _JSON_TYPES[datatype]},
             },
@@ -154,8 +156,16 @@ def request_schema(columns: Sequence[Column]) -> dict[str, Any]:
     }
 
 
+def _is_finite(number: float | None) -> bool:
+    return number is not None and math.isfinite(number)
+
+
 def _with_odd_values(values: list[Any], column: Column, longest: int) -> list[Any]:
     odd = list(_ODD[column.type])
+    if column.dim is not None:
+        values = [v if v and all(map(_is_finite, v)) else None for v in values]
+        odd = [None, *([number] * column.dim for number in (math.nan, 0.0, -1.0))]
+        return values[: ROWS - len(odd)] + odd
     if column.type == "float32":  # JSON has no Infinity
         values = [v if v is None or math.isfinite(v) else None for v in values]
     if column.is_list:

@@ -1,4 +1,4 @@
-"""An artifact as a function: raw columns in, probabilities out, in Python and without torch."""
+"""An artifact as a function: raw columns in, predictions out, in Python and without torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class Artifact:
         return cls(folder, manifest, graph_inputs(manifest.inputs, spec))
 
     def choose_outputs(self, outputs: Sequence[str] | None) -> tuple[str, ...]:
-        """Return the outputs asked for, or every probability if none is."""
+        """Return the outputs asked for, or every prediction if none is."""
         known = (*self.manifest.outputs, *self.manifest.logits)
         for position, name in enumerate(outputs or ()):
             if name not in known:
@@ -60,7 +60,7 @@ class Scorer:
     Args:
         artifact: The artifact's folder; it is verified before anything in it is loaded.
         device: `cpu` or `cuda`; a device that does not work is an error, never another device.
-        outputs: Names of outputs; none named, every probability.
+        outputs: Names of outputs; none named, every prediction (`p_*` and `y_*`).
         batch_rows: Rows in one call of the graph; it bounds memory and does not change scores
             beyond rounding. Default 4,096 on the CPU and 65,536 on CUDA.
     """
@@ -86,7 +86,7 @@ class Scorer:
         return self._engine.workers
 
     def predict(self, frame: Any) -> pl.DataFrame:
-        """Return the probabilities of a frame's rows, float32, one column an output.
+        """Return the predictions for a frame's rows, float32, one column an output.
 
         Args:
             frame: A Polars frame, a mapping from column names to values, or whatever else Polars
@@ -95,7 +95,8 @@ class Scorer:
 
         Returns:
             As many rows as came, in their order. A row that a scoring job would quarantine (an
-            infinite number, an integer that int64 cannot hold) has nulls.
+            infinite number, an integer that int64 cannot hold, a vector of another length) has
+            nulls.
 
         Raises:
             RequestError: A column is missing or of the wrong type.
@@ -168,7 +169,7 @@ class Scorer:
         present = getattr(frame, "column_names", present)
         for item in self.artifact.inputs:
             if item.name not in present:
-                raise missing_column("input", item.name, f"{item.column.type} values", present)
+                raise missing_column("input", item.name, item.wanted, present)
         if isinstance(frame, pl.DataFrame):
             return frame.select(names)
         try:

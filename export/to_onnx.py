@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 import recsys_moe
 from export.card import model_card
 from export.columns import raw_feeds
-from export.core import export_core, logit_names, probability_names
+from export.core import export_core
 from export.gates import check_batches, check_graph
 from export.graph import IR_VERSION, OPSET, count_operators, merge
 from export.manifest import (
@@ -65,7 +65,7 @@ def export_run(run: Path, output: Path, *, tolerance: float, overwrite: bool) ->
     Args:
         run: The folder of a finished run.
         output: The artifact's folder; its parent gets a hidden one while this works.
-        tolerance: The largest gap in probability to the checkpoint that may be published.
+        tolerance: The largest gap to the checkpoint that may be published.
         overwrite: Whether another artifact at `output` may be replaced.
 
     Returns:
@@ -93,7 +93,7 @@ def export_run(run: Path, output: Path, *, tolerance: float, overwrite: bool) ->
     with staging(output) as folder:
         sample = _read_sample(run, spec)
         frame = awkward_frame(spec, run, sample)
-        names = [*probability_names(spec), *logit_names(spec)]
+        names = [*spec.predictions, *spec.logits]
         _write_graphs(model, spec, run, folder)
         for file in (PREPROCESS_FILE, CORE_FILE, MODEL_FILE):
             check_graph(folder / file, is_core=file == CORE_FILE)
@@ -102,17 +102,17 @@ def export_run(run: Path, output: Path, *, tolerance: float, overwrite: bool) ->
         )
         say("export", f"comparing with the checkpoint on {frame.height:,} raw rows")
         parity = check_parity(folder, model, spec, run, frame, tolerance=tolerance)
-        say("export", f"largest gap in probability {parity.largest_gap:.2g}")
+        say("export", f"largest gap {parity.largest_gap:.2g}")
         shutil.copyfile(run / SPEC_FILE, folder / SPEC_FILE)
         description = _model_description(run)
         name = f"{spec.dataset}-{description['name']}"
-        write_sample(folder, spec, sample_rows(spec, sample), list(probability_names(spec)))
-        write_triton(folder, name, spec.columns, probability_names(spec))
+        write_sample(folder, spec, sample_rows(spec, sample), list(spec.predictions))
+        write_triton(folder, name, spec.columns, spec.predictions)
         about: dict[str, Any] = {
             "name": name,
             "inputs": spec.columns,
-            "outputs": probability_names(spec),
-            "logits": logit_names(spec),
+            "outputs": spec.predictions,
+            "logits": spec.logits,
             "opset": OPSET,
             "ir_version": IR_VERSION,
             "keys": spec.keys,
@@ -123,6 +123,7 @@ def export_run(run: Path, output: Path, *, tolerance: float, overwrite: bool) ->
                 "dataset": spec.dataset,
                 "train_rows": spec.train_rows,
                 "train_window": list(spec.train_window) if spec.train_window else None,
+                "keep_rates": {t.name: t.keep_rate for t in spec.tasks if t.keep_rate < 1},
             },
             "model": description,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),

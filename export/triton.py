@@ -26,7 +26,7 @@ def write_triton(
         folder: The artifact.
         name: What Triton calls the model.
         columns: The inputs.
-        outputs: The probabilities.
+        outputs: The predictions.
     """
     name = quote(name, safe="")  # it becomes a folder
     write_text(folder / "triton" / "config.pbtxt", config(name, columns, outputs))
@@ -40,7 +40,8 @@ def config(name: str, columns: Iterable[Column], outputs: Sequence[str]) -> str:
     inputs = []
     for column in columns:
         first, *length = input_names(column)
-        dims = "[ -1, -1 ]" if column.is_list else "[ -1 ]"
+        inner = f"{column.dim}" if column.dim else "-1" if column.is_list else ""
+        dims = f"[ -1, {inner} ]" if inner else "[ -1 ]"
         inputs.append(_tensor(first, _TYPES[column.type], dims))
         inputs += [_tensor(other, "TYPE_INT64", "[ -1 ]") for other in length]
     answers = [_tensor(output, "TYPE_FP32", "[ -1 ]") for output in outputs]

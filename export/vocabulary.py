@@ -7,7 +7,16 @@ import polars as pl
 
 from recsys_moe.errors import SpecError
 from recsys_moe.files import sha256_file
-from recsys_moe.spec import INT64_MISSING, ColumnType, FeatureSpec, Table
+from recsys_moe.spec import (
+    INT64_MISSING,
+    Bucketized,
+    Categorical,
+    Crossed,
+    FeatureSpec,
+    Numeric,
+    Table,
+    Vector,
+)
 
 
 def read_vocabulary(folder: Path, table: Table) -> pl.Series:
@@ -53,31 +62,43 @@ def check_graphable(spec: FeatureSpec) -> None:
         SpecError: Said in one line, with the feature or column.
     """
     for feature in spec.features:
-        column, what = spec.column(feature.column), f"feature {feature.name!r}"
-        if hasattr(feature, "max_len"):
-            _check_categorical(spec, feature.name, column.type)
+        what = f"feature {feature.name!r}"
+        if isinstance(feature, Crossed):
+            _check_table(spec.table(feature.table))
+            for column in map(spec.column, feature.columns):
+                if column.is_list or column.dim or column.type == "float32":
+                    wanted = "string or int64 columns of single values"
+                    raise SpecError(what, wanted=wanted, got=str(column))
+            continue
+        if isinstance(feature, Numeric | Bucketized) and feature.expression is not None:
+            continue  # its nodes are held against the columns when they are made
+        column = spec.column(feature.columns[0])
+        if isinstance(feature, Categorical):
+            _check_table(spec.table(feature.table))
+            if column.type == "float32":
+                raise SpecError(what, wanted="a string or int64 column", got=column.type)
             if column.is_list != (feature.max_len is not None):
                 raise SpecError(what, wanted="max_len for a list and only there", got=str(column))
-        elif column.is_list or column.type == "string":
+        elif isinstance(feature, Vector):
+            if column.dim != feature.dim:
+                wanted = f"a column of vectors of {feature.dim}"
+                raise SpecError(what, wanted=wanted, got=str(column))
+        elif column.is_list or column.dim or column.type == "string":
             raise SpecError(what, wanted="a column of numbers", got=str(column))
-    names: set[str] = {"codes", "numbers"}
+    names: set[str] = {"codes", "numbers", *spec.predictions}
     for column in spec.columns:
         inputs = [f"{column.name}_ids", f"{column.name}_len"] if column.is_list else [column.name]
         for name in inputs:
             if not name or name in names or name.startswith(("p_", "logit_")) or "::" in name:
                 raise SpecError(
                     f"column {column.name!r}",
-                    wanted="a name of its own, not codes, numbers, p_…, logit_… or …::…",
+                    wanted="a name of its own, not codes, numbers, p_…, y_…, logit_… or …::…",
                     got=repr(name),
                 )
             names.add(name)
 
 
-def _check_categorical(spec: FeatureSpec, name: str, column_type: ColumnType) -> None:
-    feature = next(f for f in spec.code_features if f.name == name)
-    table = spec.table(feature.table)
-    if column_type == "float32":
-        raise SpecError(f"feature {name!r}", wanted="a string or int64 column", got=column_type)
+def _check_table(table: Table) -> None:
     if table.num_oov < 1:
         raise SpecError(
             f"table {table.name!r}, num_oov", wanted="at least 1", got=str(table.num_oov)

@@ -15,6 +15,7 @@ from recsys_moe.spec import (
     Bucketized,
     Categorical,
     Column,
+    Crossed,
     FeatureSpec,
     Numeric,
     Table,
@@ -98,17 +99,19 @@ def build_spec(folder: Path) -> FeatureSpec:
         Table(name="one", num_codes=3, num_oov=1),
         Table(name="age", num_codes=2 + 4, num_oov=1),
         Table(name="flat", num_codes=3, num_oov=1),
+        Table(name="cross", num_codes=2 + 97, num_oov=97),
     ]
 
-    def numeric(name: str, column: str, *, log1p: bool, mean: float, scale: float, flag: bool):
+    def numeric(name: str, column: str, f: str, center: float, scale: float, flag: bool, **more):
         return Numeric(
             name=name,
             column=column,
-            log1p=log1p,
-            mean=mean,
+            transform=f,
+            center=center,
             scale=scale,
             clip=8.0,
             missing_flag=flag,
+            **more,
         )
 
     return FeatureSpec(
@@ -128,18 +131,31 @@ def build_spec(folder: Path) -> FeatureSpec:
         features=(
             Categorical(name="user", column="user.id", table="hash"),
             Categorical(name="city", column="City of birth", table="city"),
-            numeric("price", "price", log1p=True, mean=1.5, scale=0.7, flag=True),
+            numeric("price", "price", "log1p", center=1.5, scale=0.7, flag=True),
             Categorical(name="history", column="history", table="item", max_len=4),
             Categorical(name="item", column="item", table="item"),
             Bucketized(name="age_bin", column="Age", table="age", edges=(0.1, 18.0, 30.0)),
             Categorical(name="tags", column="tags", table="tag", max_len=3),
             Categorical(name="tags_hashed", column="tags", table="hash", max_len=2),
-            numeric("age", "Age", log1p=False, mean=38.5, scale=0.07, flag=False),
-            numeric("ratio", "ratio", log1p=True, mean=1e-12, scale=1e12, flag=True),
+            numeric("age", "Age", "identity", center=38.5, scale=0.07, flag=False),
+            numeric("ratio", "ratio", "log1p", center=1e-12, scale=1e12, flag=True),
             Bucketized(name="price_bin", column="price", table="flat", edges=()),
             Bucketized(name="ratio_bin", column="ratio", table="age", edges=(-1.5, 0.0, 0.25)),
             Categorical(name="rare", column='qu"ote', table="rare"),
             Categorical(name="same", column='qu"ote', table="one"),
+            Crossed(name="city_item", columns=("City of birth", "item"), table="cross"),
+            Crossed(name="three", columns=("user.id", 'qu"ote', "City of birth"), table="cross"),
+            Categorical(name="tags_last", column="tags", table="tag", max_len=2, keep="last"),
+            Categorical(
+                name="history_last", column="history", table="item", max_len=6, keep="last"
+            ),
+            numeric(
+                "age_root", "Age", "sqrt", 5.0, 0.4, flag=True, low=1.0, high=900.0, fill=-0.75
+            ),
+            numeric("ratio_cut", "ratio", "identity", -1.0, 0.5, flag=False, low=-1.5, fill=0.25),
+            Bucketized(
+                name="price_inf", column="price", table="age", edges=(0.0, 2.5), allow_inf=True
+            ),
         ),
         tasks=(
             Task(name="click", label="clicked"),

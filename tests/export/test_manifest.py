@@ -80,7 +80,7 @@ def reformat_the_manifest(folder: Path) -> None:
     ("tamper", "line"),
     [
         (flip_a_bit, "weights.bin: wanted sha256"),
-        (truncate, "weights.bin: wanted 2.* bytes, got 100"),
+        (truncate, "weights.bin: wanted .* bytes, got 100"),
         (add_a_file, "sample/extra.txt: wanted no such file"),
         (link_a_file, "weights.bin: wanted a regular file, got a symbolic link"),
         (link_a_folder, "sample: wanted no such file"),

@@ -15,8 +15,18 @@ from export.fuzz import fuzzed_rows, missing_rows
 from export.graph import open_graph
 from export.preprocess import preprocess_model
 from export.reference import ReferenceEncoder
+from pipelines.encoding import encode
+from pipelines.fitting.vocabulary import read_vocabulary
 from recsys_moe.errors import SpecError
-from recsys_moe.spec import INT64_MISSING, Bucketized, Categorical, Column, FeatureSpec, Numeric
+from recsys_moe.spec import (
+    INT64_MISSING,
+    Bucketized,
+    Categorical,
+    Column,
+    Crossed,
+    FeatureSpec,
+    Numeric,
+)
 
 ROWS = 10_000
 KINDS = {
@@ -27,8 +37,12 @@ KINDS = {
     "lists of a shared table": ["history", "item"],
     "lists in two tables": ["tags", "tags_hashed"],
     "lists and scalars of one hashed table": ["tags_hashed", "rare"],
+    "crosses": ["city_item", "three"],
+    "last elements of lists": ["history_last", "history", "tags_last", "tags"],
     "numbers": ["price", "age", "ratio"],
+    "numbers with roots, domains and stand-ins": ["age_root", "ratio_cut"],
     "buckets": ["age_bin", "price_bin", "ratio_bin"],
+    "buckets of infinite numbers": ["price_inf", "price_bin"],
     "all": [],
 }
 
@@ -39,7 +53,7 @@ def run_graph(spec: FeatureSpec, folder: Path, place: Path, feeds: dict) -> tupl
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_graph_is_the_reference(
+def test_graph_reference_and_pipeline_agree(
     kind: str, spec: FeatureSpec, run: Path, tmp_path: Path
 ) -> None:
     features = tuple(f for f in spec.features if f.name in KINDS[kind]) or spec.features
@@ -48,11 +62,34 @@ def test_the_graph_is_the_reference(
 
     codes, numbers = run_graph(spec, run, tmp_path, raw_feeds(frame, spec.columns))
 
-    expected_codes, expected_numbers = ReferenceEncoder(spec, run)(frame)
-    np.testing.assert_array_equal(codes, expected_codes)
-    np.testing.assert_allclose(numbers, expected_numbers, rtol=0, atol=1e-6)
+    for expected_codes, expected_numbers in (
+        ReferenceEncoder(spec, run)(frame),
+        encoded_by_the_pipeline(frame, spec, run),
+    ):
+        np.testing.assert_array_equal(codes, expected_codes)
+        np.testing.assert_allclose(numbers, expected_numbers, rtol=0, atol=1e-6)
     assert codes.dtype == np.int32
     assert numbers.dtype == np.float32
+
+
+def encoded_by_the_pipeline(frame: pl.DataFrame, spec: FeatureSpec, folder: Path) -> tuple:
+    """Codes and numbers of raw rows, whose missing markers the pipeline reads as null."""
+    markers = {"string": "", "int64": INT64_MISSING}
+
+    def known(value: pl.Expr, column: Column) -> pl.Expr:
+        return pl.when(value != markers[column.type]).then(value)
+
+    plain = frame.with_columns(
+        pl.col(c.name).list.eval(known(pl.element(), c)) if c.is_list else known(pl.col(c.name), c)
+        for c in spec.columns
+        if c.type != "float32"
+    )
+    vocabularies = {
+        table.name: read_vocabulary(folder / table.vocabulary)
+        for table in spec.tables
+        if table.vocabulary
+    }
+    return encode.codes(plain, spec, vocabularies), encode.numbers(plain, spec)
 
 
 def test_the_graph_is_an_oracle_of_polars_expressions(
@@ -69,6 +106,9 @@ def test_the_graph_is_an_oracle_of_polars_expressions(
         elif isinstance(feature, Bucketized):
             np.testing.assert_array_equal(graph_codes[:, slot], oracle_buckets(frame, feature))
             slot += 1
+        elif isinstance(feature, Crossed):
+            np.testing.assert_array_equal(graph_codes[:, slot], oracle_cross(frame, spec, feature))
+            slot += 1
         else:
             codes = graph_codes[:, slot : slot + feature.num_slots]
             np.testing.assert_array_equal(codes, oracle_codes(frame, spec, run, feature))
@@ -81,7 +121,9 @@ def oracle_codes(
     table, column = spec.table(feature.table), spec.column(feature.column)
     rows = frame.select(row=pl.int_range(pl.len()), value=feature.column)
     if column.is_list:
-        rows = rows.with_columns(pl.col("value").list.head(feature.max_len))
+        cells = pl.col("value").list
+        kept = cells.tail if feature.keep == "last" else cells.head
+        rows = rows.with_columns(kept(feature.max_len))
         rows = rows.filter(pl.col("value").list.len() > 0).explode("value")
     else:
         rows = rows.with_columns(pl.col("value"))
@@ -101,6 +143,19 @@ def oracle_codes(
     return codes
 
 
+def oracle_cross(frame: pl.DataFrame, spec: FeatureSpec, feature: Crossed) -> list[int]:
+    rows = frame.select(
+        pl.when(pl.col(name) != ("" if spec.column(name).type == "string" else INT64_MISSING))
+        .then(pl.col(name))
+        .cast(pl.String)
+        for name in feature.columns
+    )
+    text = plh.concat_str(pl.all().fill_null("\0null"), separator="\x1f")
+    code = text.nchash.murmur32() % spec.table(feature.table).num_oov + 2
+    missing = pl.all_horizontal(pl.all().is_null())
+    return rows.select(pl.when(missing).then(1).otherwise(code)).to_series().to_list()
+
+
 def oracle_buckets(frame: pl.DataFrame, feature: Bucketized) -> list[int]:
     missing = pl.col(feature.column).is_in([INT64_MISSING]) if is_whole(frame, feature) else False
     values = frame.select(
@@ -108,7 +163,9 @@ def oracle_buckets(frame: pl.DataFrame, feature: Bucketized) -> list[int]:
     ).to_series()
     edges = np.array(feature.edges, np.float32).astype(np.float64)
     return [
-        1 if v is None or not math.isfinite(v) else 2 + int(np.searchsorted(edges, v, side="left"))
+        1
+        if v is None or math.isnan(v) or math.isinf(v) > feature.allow_inf
+        else 2 + int(np.searchsorted(edges, v, side="left"))
         for v in values
     ]
 
@@ -118,12 +175,13 @@ def oracle_numbers(frame: pl.DataFrame, feature: Numeric) -> np.ndarray:
     known = value.is_not_null()
     known &= value != INT64_MISSING if is_whole(frame, feature) else value.is_finite()
     number = value.cast(pl.Float64)
-    if feature.log1p:
-        known &= number >= 0
-        number = number.clip(lower_bound=0).log1p()
-    scaled = ((number - feature.mean) * feature.scale).clip(-feature.clip, feature.clip)
+    known &= number.is_between(*feature.bounds)
+    if feature.transform != "identity":
+        number = number.clip(lower_bound=0)
+        number = number.log1p() if feature.transform == "log1p" else number.sqrt()
+    scaled = ((number - feature.center) * feature.scale).clip(-feature.clip, feature.clip)
     known = known.fill_null(value=False)
-    columns = [pl.when(known).then(scaled).otherwise(0.0).alias("value")]
+    columns = [pl.when(known).then(scaled).otherwise(feature.fill).alias("value")]
     columns += [(~known).cast(pl.Float64).alias("flag")] if feature.missing_flag else []
     return frame.select(columns).to_numpy()
 
@@ -147,7 +205,8 @@ def test_nothing_known_is_codes_of_one_and_empty_lists(
     ]
     np.testing.assert_array_equal(codes, np.tile(np.where(lists, 0, 1), (rows, 1)))
     assert numbers.shape == (rows, spec.num_numbers)
-    assert set(numbers.ravel()) <= {0.0, 1.0}
+    stand_ins = {f.fill for f in spec.numeric_features}
+    assert set(numbers.ravel()) <= {0.0, 1.0} | stand_ins
 
 
 def test_cells_past_the_length_do_not_matter(spec: FeatureSpec, run: Path, tmp_path: Path) -> None:

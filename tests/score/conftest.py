@@ -165,8 +165,8 @@ def feature_spec() -> FeatureSpec:
             Numeric(
                 name="price",
                 column="price",
-                log1p=False,
-                mean=0.0,
+                transform="identity",
+                center=0.0,
                 scale=1.0,
                 clip=1e9,
                 missing_flag=False,

@@ -209,7 +209,7 @@ def test_values_beyond_their_type_are_faults_of_their_rows():
 
 def test_lists_are_cut_padded_and_marked():
     lists = pl.Series("x", [[1, None, 3, 4], None, [], [2]], dtype=pl.List(pl.Int16))
-    item = Input(Column(name="x", type="int64", is_list=True), max_len=3)
+    item = Input(Column(name="x", type="int64", is_list=True), kept=(3, 0))
 
     feeds = build_feeds(lists.to_frame(), [item], Faults.none(4))
 
