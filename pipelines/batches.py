@@ -5,10 +5,10 @@ from pathlib import Path
 
 import polars as pl
 
-BATCH_ROWS = 65_536
+from pipelines import plans
 
 
 def batches(folder: Path, columns: Iterable[str]) -> Iterator[pl.DataFrame]:
     """Yield the rows of a folder of parquet files, file by file in name order, as they stand."""
     rows = pl.scan_parquet(folder / "*.parquet").select(list(dict.fromkeys(columns)))
-    yield from rows.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True, engine="streaming")
+    yield from plans.batches(rows)

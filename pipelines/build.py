@@ -7,27 +7,38 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from pipelines import funnel
-from pipelines.attribution import attribute
-from pipelines.fit import fit
-from pipelines.logs import scan_logs
-from pipelines.opened import Opened, open_dataset
+from pipelines.dataset.opened import Opened, open_dataset
+from pipelines.dataset.past_rules import past_columns
+from pipelines.dataset.roles import SPLITS
+from pipelines.encoding.tensors import write_tensors
+from pipelines.events.attribution import attribute
+from pipelines.events.scatter import Totals, past_keys, scatter_impressions
+from pipelines.fitting.fit import fit
+from pipelines.fitting.growth import Growth, check_growth, growth_report, read_growth
+from pipelines.logs.logs import identity
+from pipelines.past.past import add_past
 from pipelines.prepare import Prepared, prepare
-from pipelines.roles import SPLITS
-from pipelines.tensors import Tally, write_tensors
-from pipelines.truth import write_truth
-from pipelines.vocabulary import read_vocabulary
-from recsys_moe.command import output_folder, report_errors, run_command
+from pipelines.report.drift import check_drift
+from pipelines.report.report import BuildCounts, write_report
+from pipelines.rows.duplicates import find_duplicates
+from pipelines.rows.quarantine import sorted_reasons
+from pipelines.rows.survey import bounded, counted
+from pipelines.simulated import funnel
+from pipelines.simulated.truth import write_truth
+from pipelines.work import Work
+from recsys_moe.command import building, output_folder, report_errors, run_command
 from recsys_moe.errors import RequestError
-from recsys_moe.files import REQUEST, claim, finish, sha256_file, write_json
+from recsys_moe.files import REQUEST, claim, finish
 from recsys_moe.paths import CONF_DIR
 from recsys_moe.progress import say
+from recsys_moe.runners import LocalRunner, Runner
 from recsys_moe.spec import FeatureSpec
 
 _PROGRAM, _STAGE = "recsys-moe-features", "features"
-_VERSION = 1
+_VERSION = 2
 _RAW = "raw"  # simulated logs: kept when the rest is built again
 
 
@@ -40,12 +51,17 @@ def main() -> None:
 @report_errors(_PROGRAM)
 def _main(cfg: DictConfig) -> None:
     value = OmegaConf.to_container(cfg.dataset, resolve=True)
+    with building("runner"):
+        runner = instantiate(cfg.runner)
     build(
         value,
         folder=_dataset_folder(),
         output=output_folder(cfg),
         max_quarantine_share=cfg.max_quarantine_share,
+        max_drift=cfg.max_drift,
+        grow_from=None if cfg.grow_from is None else Path(str(cfg.grow_from)).absolute(),
         overwrite=cfg.overwrite,
+        runner=runner,
     )
 
 
@@ -61,7 +77,15 @@ def _dataset_folder() -> Path:
 
 
 def build(
-    value: Any, *, folder: Path, output: Path, max_quarantine_share: float, overwrite: bool
+    value: Any,
+    *,
+    folder: Path,
+    output: Path,
+    max_quarantine_share: float = 0.01,
+    max_drift: float | None = None,
+    grow_from: Path | None = None,
+    overwrite: bool = False,
+    runner: Runner | None = None,
 ) -> None:
     """Build a training set from what a dataset file says.
 
@@ -70,21 +94,31 @@ def build(
         folder: Where its relative paths start.
         output: The folder to write; one that already holds this very training set is left alone.
         max_quarantine_share: The share of rows above which unusable ones are an error.
+        max_drift: The population stability index of a feature above which the build fails.
+        grow_from: A features folder whose codes and scales are kept.
         overwrite: Whether a training set of another request may be replaced.
+        runner: Who runs the files and buckets; this process if nobody is named.
 
     Raises:
         RequestError: The dataset file, its logs or the output are not what they should be.
-        DataError: Too many rows cannot be used.
+        DataError: Too many rows cannot be used, or a feature drifts too far.
     """
-    if not isinstance(max_quarantine_share, (int, float)) or not 0 <= max_quarantine_share <= 1:
-        got = repr(max_quarantine_share)
-        raise RequestError("max_quarantine_share", wanted="a number from 0 to 1", got=got)
+    _check_share("max_quarantine_share", max_quarantine_share)
     opened = open_dataset(value, folder, raw=output / _RAW)
+    if grow_from is not None and grow_from.resolve() == output.resolve():
+        wanted = "another folder than output"
+        raise RequestError(f"grow_from={grow_from}", wanted=wanted, got="the same")
+    old = None if grow_from is None else read_growth(grow_from)
+    if old is not None:
+        added = past_columns(opened.dataset, opened.columns)
+        check_growth(opened.dataset, {**opened.columns, **added}, old.spec)
     request = {
         "stage": _STAGE,
         "version": _VERSION,
         "dataset": value,
         "max_quarantine_share": float(max_quarantine_share),
+        "max_drift": max_drift,
+        "grow_from": None if old is None else old.spec.digest,
         **_inputs(opened),
     }
     if claim(output, request, overwrite=overwrite):
@@ -97,7 +131,7 @@ def build(
             funnel.simulate(output / _RAW, **asdict(simulation))
             say(_STAGE, f"simulated {simulation.rows:,} impressions")
             opened = open_dataset(value, folder, raw=output / _RAW)
-        _build(opened, output, max_quarantine_share)
+        _build(opened, output, max_quarantine_share, max_drift, old, runner or LocalRunner())
     except RequestError:
         # A wrong request leaves nothing that the right one would have to overwrite.
         _sweep(output, keep=(REQUEST,))
@@ -105,64 +139,107 @@ def build(
         raise
 
 
+def _check_share(what: str, share: Any) -> None:
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+        raise RequestError(what, wanted="a number from 0 to 1", got=repr(share))
+
+
 def _inputs(opened: Opened) -> dict[str, Any]:
     """Return what the output is made from: the digest of each file, or who simulates them."""
     if opened.dataset.simulation is not None:
         return {"simulator": funnel.VERSION}
-    return {
-        "files": [
-            {"name": log.path.name, "split": log.split, "sha256": sha256_file(log.path)}
-            for log in opened.files
-        ]
-    }
+    return {"files": [identity(log) for log in opened.files]}
 
 
-def _build(opened: Opened, output: Path, max_quarantine_share: float) -> None:
-    dataset, logs, columns = opened.dataset, opened.logs, opened.columns
+def _build(
+    opened: Opened,
+    output: Path,
+    max_quarantine_share: float,
+    max_drift: float | None,
+    old: Growth | None,
+    runner: Runner,
+) -> None:
+    dataset = opened.dataset
     say(_STAGE, f"{dataset.name}: {len(opened.files)} files, {len(dataset.features)} features")
-    joined, events = None, {}
-    if opened.events:
-        rows = scan_logs(dataset.source, logs, columns)
-        found = attribute(dataset, rows, opened.events, output, max_quarantine_share)
-        joined, events = found.labels, found.report
-        joins = _counts({name: log["rows_in"] for name, log in events.items()})
-        say(_STAGE, f"joined {joins}")
-    prepared = prepare(dataset, logs, columns, output, max_quarantine_share, joined)
-    say(_STAGE, f"prepared {_counts(prepared.rows)}; {sum(prepared.quarantined.values()):,} bad")
+    work = _surveyed(opened, output, runner)
+    totals = Totals()
+    events: dict[str, Any] = {}
+    if work.events:
+        work, totals, events = attribute(work, runner, max_quarantine_share)
+        say(_STAGE, f"joined {_counts({name: log['rows_in'] for name, log in events.items()})}")
+    elif past_keys(work):
+        for part in runner.map(scatter_impressions, work, range(len(work.logs))):
+            totals.add(part)
+    if dataset.unique_keys and not work.events:
+        find_duplicates(work, runner)
+    if past_keys(work):
+        for history, too_many in add_past(work, totals, runner).items():
+            events.setdefault("histories", {})[history] = {"left_out": too_many}
+        say(_STAGE, f"looked back: {', '.join(dataset.past_columns)}")
+    prepared = prepare(work, runner, max_quarantine_share)
+    left_out = {"quarantined": prepared.num_quarantined, "left out": sum(prepared.dropped.values())}
+    say(_STAGE, f"prepared {_counts(prepared.rows)}; {_counts(left_out)}")
     if dataset.simulation is not None:
         write_truth(output / _RAW, output)
-    spec = fit(dataset, columns, prepared, output)
+    columns = {**work.columns, **past_columns(dataset, work.columns)}
+    spec = fit(dataset, columns, prepared, output, old)
     say(_STAGE, f"fitted {len(spec.tables)} tables on {spec.train_rows:,} train rows")
-    tallies = encode_splits(spec, prepared, output)
-    report = _report(dataset.name, prepared, events, tallies)
-    write_json(output / "report.json", report)
-    check_labels(spec, tallies)
-    finish(output, {"dataset": dataset.name, "rows": prepared.rows, "spec": spec.digest})
+    for split in SPLITS:
+        write_tensors(spec, split, prepared.rows[split], output, runner)
+    growth = None if old is None else growth_report(old, spec, output)
+    report = write_report(output, spec, _build_counts(work, prepared, events, growth))
+    check_labels(spec, report)
+    check_drift(report, max_drift)
+    shutil.rmtree(output / "stage", ignore_errors=True)
+    rows = {split: prepared.rows[split] for split in SPLITS}
+    finish(output, {"dataset": dataset.name, "rows": rows, "spec": spec.digest})
     say(_STAGE, f"done: {output}")
 
 
-def encode_splits(spec: FeatureSpec, prepared: Prepared, output: Path) -> dict[str, Tally]:
-    """Write the tensors of every split."""
-    vocabularies = {
-        table.name: read_vocabulary(output / table.vocabulary)
-        for table in spec.tables
-        if table.vocabulary is not None
-    }
-    return {
-        split: write_tensors(spec, split, prepared.rows[split], vocabularies, output)
-        for split in SPLITS
-    }
+def _surveyed(opened: Opened, output: Path, runner: Runner) -> Work:
+    """Count the rows of all files and find the bounds of the split."""
+    work = Work(
+        dataset=opened.dataset,
+        logs=tuple(opened.logs),
+        columns=opened.columns,
+        events=tuple(opened.events),
+        output=output,
+        first_rows=(),
+        event_rows={},
+        num_buckets=1,
+    )
+    return bounded(counted(work, runner), runner)
 
 
-def check_labels(spec: FeatureSpec, tallies: dict[str, Tally]) -> None:
+def _build_counts(
+    work: Work, prepared: Prepared, events: dict[str, Any], growth: dict[str, Any] | None
+) -> BuildCounts:
+    return BuildCounts(
+        dataset=work.dataset.name,
+        rows_in=prepared.rows_in,
+        rows={split: prepared.rows[split] for split in SPLITS},
+        dropped=sorted_reasons(prepared.dropped),
+        quarantined=sorted_reasons(prepared.quarantined),
+        events=events,
+        growth=growth,
+        time=work.dataset.time,
+    )
+
+
+def check_labels(spec: FeatureSpec, report: dict[str, Any]) -> None:
     """Refuse a task that the train or valid rows of its space cannot teach or measure.
 
     Raises:
-        RequestError: All known labels of a task are equal, or there are none.
+        RequestError: No label of a task is known, or those of a binary one are all equal.
     """
     for task in spec.tasks:
         for split in ("train", "valid"):
-            counts = tallies[split].tasks[task.name]
+            counts = report["splits"][split]["tasks"][task.name]
+            if task.kind != "binary":
+                if not counts["known"]:
+                    wanted = f"known labels among the {split} rows of its space"
+                    raise RequestError(f"task {task.name!r}", wanted=wanted, got="none")
+                continue
             negatives = counts["known"] - counts["positives"]
             if not counts["positives"] or not negatives:
                 raise RequestError(
@@ -170,20 +247,6 @@ def check_labels(spec: FeatureSpec, tallies: dict[str, Tally]) -> None:
                     wanted=f"positives and negatives among the {split} rows of its space",
                     got=f"{counts['positives']:,} positives and {negatives:,} negatives",
                 )
-
-
-def _report(
-    name: str, prepared: Prepared, events: dict[str, dict[str, Any]], tallies: dict[str, Tally]
-) -> dict[str, Any]:
-    return {
-        "dataset": name,
-        "rows_in": prepared.rows_in,
-        "rows_out": sum(prepared.rows.values()),
-        "rows_quarantined": sum(prepared.quarantined.values()),
-        "quarantine": prepared.quarantined,
-        **({"events": events} if events else {}),
-        "splits": {split: tally.report() for split, tally in tallies.items()},
-    }
 
 
 def _sweep(output: Path, *, keep: tuple[str, ...]) -> None:

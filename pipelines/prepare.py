@@ -1,31 +1,55 @@
-"""Raw rows to prepared rows: labelled, split, checked, and sunk to parquet in their order."""
+"""Raw rows to prepared rows: labelled, split, checked, and written in their order, file by file."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
 
-from pipelines.labels import label, label_fault
-from pipelines.logs import ORIGINAL, LogFile, count_rows, readable, scan_logs
-from pipelines.roles import SPLITS, Dataset
-from pipelines.split import split_of, time_starts
-from recsys_moe.errors import DataError, RequestError
-from recsys_moe.files import whole_file
-from recsys_moe.spec import Column
+from pipelines.dataset.roles import SPLITS
+from pipelines.events.attribution import DUPLICATE, filled_labels, label_windows
+from pipelines.events.windows import Windows
+from pipelines.past.past import past_windows
+from pipelines.rows.duplicates import duplicates_of
+from pipelines.rows.judged import GAP, REASON, SPLIT, joined_reasons, judged
+from pipelines.rows.labels import label, weight_column
+from pipelines.rows.quarantine import check_quarantine, reasons_of, write_quarantine, write_rows
+from pipelines.rows.sampling import kept, sampling_weight
+from pipelines.rows.young import add_maturity, maturity_weights, settled, too_young
+from pipelines.work import ROW_ID, Work, file_batches
+from recsys_moe.errors import RequestError
+from recsys_moe.progress import progress
+from recsys_moe.runners import Runner
+from recsys_moe.spec import Column, ColumnType
 
-ROW_GROUP_ROWS = 65_536
-_SPLIT, _REASON = "\x1fassigned", "\x1freason"
+_DROPPED = "\x1fdropped"
+_REPEATED = "duplicate of an earlier row"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Prepared:
     """How many rows came, where they went, and the span of time of the train split."""
 
-    rows_in: int
-    rows: dict[str, int]
-    quarantined: dict[str, int]
-    train_window: tuple[int, int] | None
+    rows_in: int = 0
+    rows: Counter[str] = field(default_factory=Counter)
+    quarantined: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    train_window: tuple[int, int] | None = None
+
+    def add(self, other: "Prepared") -> None:
+        """Take in what became of other rows."""
+        self.rows_in += other.rows_in
+        self.rows += other.rows
+        self.quarantined += other.quarantined
+        self.dropped += other.dropped
+        windows = [w for w in (self.train_window, other.train_window) if w is not None]
+        if windows:
+            self.train_window = min(w[0] for w in windows), max(w[1] for w in windows)
+
+    @property
+    def num_quarantined(self) -> int:
+        """Rows in quarantine."""
+        return sum(self.quarantined.values())
 
 
 def prepared_files(output: Path, split: str) -> Path:
@@ -33,185 +57,124 @@ def prepared_files(output: Path, split: str) -> Path:
     return output / "prepared" / split
 
 
-def prepare(
-    dataset: Dataset,
-    logs: list[LogFile],
-    columns: dict[str, Column],
-    output: Path,
-    max_quarantine_share: float,
-    joined: pl.DataFrame | None = None,
-) -> Prepared:
+def prepare(work: Work, runner: Runner, max_quarantine_share: float) -> Prepared:
     """Write `prepared/<split>/` and `quarantine/`; no row is lost between them.
-
-    Args:
-        dataset: What the dataset file says.
-        logs: The files of rows.
-        columns: The types of the wanted columns.
-        output: The folder to write.
-        max_quarantine_share: The share of rows above which unusable ones are an error.
-        joined: Labels by the join column, from `pipelines.attribution`: a row without has 0.
 
     Raises:
         RequestError: The source is unreadable or empty, or a split has no rows.
         DataError: More than `max_quarantine_share` of the rows cannot be used.
     """
-    rows_in = count_rows(dataset.source, logs)
-    if not rows_in:
-        raise RequestError(f"dataset {dataset.name!r}, source", wanted="rows", got="none")
-    with readable(f"dataset {dataset.name!r}, source", dataset.source.format):
-        rows = scan_logs(dataset.source, logs, columns)
-        if joined is not None:
-            rows = join_labels(rows, joined, dataset.source.join or "")
-            columns = columns | {
-                task.column: Column(name=task.column, type="int64")
-                for task in dataset.tasks
-                if task.events is not None
-            }
-        rows = plan(dataset, rows, columns)
-        _write(dataset, rows, columns, output)
-        window = _train_window(dataset, rows)
-    counts = {split: _height(prepared_files(output, split)) for split in SPLITS}
-    quarantined = quarantine_reasons(output / "quarantine")
-    num_bad = sum(quarantined.values())
-    if rows_in != sum(counts.values()) + num_bad:
-        raise RuntimeError(f"{rows_in} rows came, {counts} and {num_bad} quarantined went")
-    what = f"dataset {dataset.name!r}: wanted at most {max_quarantine_share:.2%} of the rows"
-    check_quarantine(what, quarantined, rows_in, max_quarantine_share, output / "quarantine")
-    for split, count in counts.items():
-        if not count:
-            what = f"dataset {dataset.name!r}, split"
-            raise RequestError(what, wanted=f"rows in {split}", got=f"none of {rows_in:,}")
-    return Prepared(rows_in, counts, quarantined, window)
-
-
-def join_labels(rows: pl.LazyFrame, joined: pl.DataFrame, join: str) -> pl.LazyFrame:
-    """Add the labels of each row's impression, 0 where it has none; the order stays."""
-    labels = pl.col(name for name in joined.columns if name != join)
-    return rows.join(joined.lazy(), on=join, how="left", maintain_order="left").with_columns(
-        labels.fill_null(0)
-    )
-
-
-def quarantine_reasons(folder: Path) -> dict[str, int]:
-    """Count the reasons in a quarantine, the most frequent first."""
-    reasons = (
-        pl.scan_parquet(folder / "*.parquet")
-        .group_by("reason")
-        .len()
-        .sort("len", "reason", descending=[True, False])
-        .collect()
-    )
-    return dict(reasons.iter_rows())
-
-
-def check_quarantine(
-    what: str, reasons: dict[str, int], rows_in: int, max_share: float, folder: Path
-) -> None:
-    """Refuse a log of which too much is in quarantine.
-
-    Raises:
-        DataError: It is more than `max_share` of the rows.
-    """
-    num_bad = sum(reasons.values())
-    if num_bad > max_share * rows_in:
-        reason, count = next(iter(reasons.items()))
-        raise DataError(
-            f"{what} in quarantine, got {num_bad:,} of {rows_in:,} ({num_bad / rows_in:.2%}), "
-            f"{count:,} of them with {reason!r}. See {folder}."
-        )
-
-
-def plan(dataset: Dataset, rows: pl.LazyFrame, columns: dict[str, Column]) -> pl.LazyFrame:
-    """Add the split of each row and the first reason, if any, why it cannot be used."""
-    reasons = list(_reasons(dataset, columns))
-    split, starts = dataset.split, (0, 0)
-    if split.by == "time":
-        sound = rows.filter(pl.coalesce(reasons).is_null()) if reasons else rows
-        starts = time_starts(sound, split)
-    assigned = split_of(split, columns.get(split.column or ""), starts)
-    unassigned = pl.when(pl.col(_SPLIT).is_null()).then(
-        pl.lit(f"split: no rule for the value of {split.column}")
-        if split.by == "column"
-        else pl.lit(f"split: {split.column} is missing")
-    )
-    return rows.with_columns(assigned.alias(_SPLIT)).with_columns(
-        pl.coalesce([*reasons, unassigned]).alias(_REASON)
-    )
-
-
-def _reasons(dataset: Dataset, columns: dict[str, Column]) -> Iterator[pl.Expr]:
-    """Yield, for each way a row can be unusable, the reason where it is and null elsewhere."""
-    for key in dataset.keys:
-        yield pl.when(pl.col(key).is_null()).then(pl.lit(f"key {key}: missing"))
-    join = dataset.source.join
-    if join and join not in dataset.keys:
-        yield pl.when(pl.col(join).is_null()).then(pl.lit(f"join {join}: missing"))
-    for task in dataset.tasks:
-        yield label_fault(task, columns[task.column])
-    if dataset.row_weight:
-        weight = pl.col(dataset.row_weight).cast(pl.Float32)
-        sound = weight.is_finite() & (weight >= 0)
-        yield pl.when(~sound.fill_null(False)).then(
-            pl.lit(f"row weight {dataset.row_weight}: not a finite number from 0 up")
-        )
-
-
-def _write(dataset: Dataset, rows: pl.LazyFrame, columns: dict[str, Column], output: Path) -> None:
-    """Run the plan into one file per split and one for quarantine.
-
-    One sink after the other: all four at once are no faster and hold twice the memory.
-    """
-    kept = ["row_id", *dataset.keys, dataset.user, *dataset.input_columns, dataset.row_weight]
-    prepared = [
-        *(pl.col(name) for name in dict.fromkeys(name for name in kept if name)),
-        *(label(task, columns[task.column]) for task in dataset.tasks),
-    ]
-    sound, bad = pl.col(_REASON).is_null(), pl.col(_REASON).is_not_null()
+    name = work.dataset.name
+    total = Prepared()
+    num_rows = work.first_rows[-1]
+    if not num_rows:
+        raise RequestError(f"dataset {name!r}, source", wanted="rows", got="none")
+    with progress("prepare", num_rows) as advance:
+        for part in runner.map(_prepare_file, work, range(len(work.logs))):
+            total.add(part)
+            advance(part.rows_in)
+    gone = total.num_quarantined + sum(total.dropped.values())
+    if total.rows_in != num_rows or total.rows_in != sum(total.rows.values()) + gone:
+        raise RuntimeError(f"{num_rows} rows came, {total} went")
+    what = f"dataset {name!r}: wanted at most {max_quarantine_share:.2%} of the rows"
+    folder = work.output / "quarantine"
+    check_quarantine(what, total.quarantined, num_rows, max_quarantine_share, folder)
     for split in SPLITS:
-        mine = rows.filter(sound & (pl.col(_SPLIT) == split))
-        _sink(mine.select(prepared), prepared_files(output, split))
-    write_quarantine(rows.filter(bad), pl.col(_REASON), output / "quarantine")
+        if not total.rows[split]:
+            got = f"none of {num_rows:,}"
+            raise RequestError(f"dataset {name!r}, split", wanted=f"rows in {split}", got=got)
+    return total
 
 
-def write_quarantine(bad: pl.LazyFrame, reason: pl.Expr, folder: Path) -> None:
-    """Write unusable rows of a log as they came, each with its number and reason."""
-    originals = [name for name in bad.collect_schema() if name.startswith(ORIGINAL)]
-    quarantine = [
-        pl.col("row_id"),
-        reason.alias("reason"),
-        *(pl.col(name).alias(_original_name(name.removeprefix(ORIGINAL))) for name in originals),
-    ]
-    _sink(bad.select(quarantine), folder)
+def _prepare_file(work: Work, number: int) -> Prepared:
+    """Write what becomes of the rows of one file."""
+    done = Prepared()
+    what = f"dataset {work.dataset.name!r}, source"
+    known = [*label_windows(work), *past_windows(work)]
+    for part, batch in enumerate(file_batches(what, work.dataset.source, work.rows(number))):
+        rows = _complete(work, batch, known)
+        name = f"part-{number:05}-{part:05}.parquet"
+        sound = pl.col(REASON).is_null() & pl.col(_DROPPED).is_null()
+        for split in SPLITS:
+            here = rows.lazy().filter(sound & (pl.col(SPLIT) == split))
+            mine = here.select(_kept(work)).collect()
+            done.rows[split] += len(mine)
+            if len(mine):
+                write_rows(mine, prepared_files(work.output, split) / name)
+                if split == "train" and work.dataset.split.by == "time":
+                    time = mine[work.dataset.split.column or ""]
+                    done.add(Prepared(train_window=(int(time.min()), int(time.max()))))  # type: ignore[arg-type]
+        bad = rows.filter(pl.col(REASON).is_not_null())
+        if len(bad):
+            write_quarantine(bad, work.output / "quarantine" / name)
+        done.rows_in += len(rows)
+        done.quarantined += reasons_of(bad)
+        done.dropped += Counter(rows[_DROPPED].drop_nulls().to_list())
+    return done
 
 
-def _sink(rows: pl.LazyFrame, folder: Path) -> None:
-    with whole_file(folder / "part-00000.parquet") as partial:
-        rows.sink_parquet(
-            partial,
-            compression="zstd",
-            row_group_size=ROW_GROUP_ROWS,
-            maintain_order=True,
-            engine="streaming",
-        )
-
-
-def _original_name(name: str) -> str:
-    return f"{name}_source" if name in ("row_id", "reason") else name
-
-
-def _train_window(dataset: Dataset, rows: pl.LazyFrame) -> tuple[int, int] | None:
-    """Return the first and last timestamp of the train split, if the split is by time."""
-    if dataset.split.by != "time":
-        return None
-    time = pl.col(dataset.split.column or "")
-    train = rows.filter(pl.col(_REASON).is_null() & (pl.col(_SPLIT) == "train"))
-    first, last = (
-        train.select(time.min().alias("first"), time.max().alias("last"))
-        .collect(engine="streaming")
-        .row(0)
+def _complete(work: Work, batch: pl.DataFrame, known: list[Windows]) -> pl.DataFrame:
+    """Add labels, the past, split and what speaks against each row of a batch."""
+    first, last = int(batch[ROW_ID][0]), int(batch[ROW_ID][-1])
+    again = pl.lit(False)
+    for windows in known:
+        found = windows.between(first, last)
+        batch = batch.join(found, on=ROW_ID, how="left", maintain_order="left")
+    if DUPLICATE in batch.columns:
+        batch = batch.with_columns(filled_labels(work))
+        again = pl.col(DUPLICATE).fill_null(False)
+    elif work.dataset.unique_keys:
+        again = pl.col(ROW_ID).is_in(duplicates_of(work, first, last).implode())
+    batch = add_maturity(work, batch)
+    repeated = pl.when(again).then(pl.lit(_REPEATED))
+    rows = judged(work, batch.lazy()).with_columns(
+        joined_reasons(pl.col(REASON), repeated).alias(REASON)
     )
-    return None if first is None else (first, last)
+    return rows.with_columns(_dropped(work).alias(_DROPPED)).collect()
 
 
-def _height(folder: Path) -> int:
-    return int(pl.scan_parquet(folder / "*.parquet").select(pl.len()).collect().item())
+def _dropped(work: Work) -> pl.Expr:
+    """Say why a sound row is left out of the training set."""
+    reasons = [pl.when(pl.col(GAP)).then(pl.lit("in the gap between splits")), *too_young(work)]
+    sampling = work.dataset.sampling
+    if sampling is not None:
+        keys = work.dataset.keys
+        stays = (pl.col(SPLIT) != "train") | kept(sampling, _labels(work)[sampling.task], keys)
+        sampled = pl.lit(f"a negative of {sampling.task} not sampled")
+        reasons.append(pl.when(~stays).then(sampled))
+    return pl.when(pl.col(REASON).is_null()).then(pl.coalesce(reasons))
+
+
+def _kept(work: Work) -> list[pl.Expr]:
+    """Return the columns of prepared rows: numbers, keys, inputs, weight and labels."""
+    dataset, labels = work.dataset, _labels(work)
+    names = [ROW_ID, *dataset.keys, dataset.user, dataset.time]
+    names += [*dataset.input_columns, dataset.row_weight]
+    return [
+        *(pl.col(name) for name in dict.fromkeys(name for name in names if name)),
+        *(label.alias(task) for task, label in labels.items()),
+        *(weight.alias(weight_column(task)) for task, weight in _weights(work, labels).items()),
+    ]
+
+
+def _labels(work: Work) -> dict[str, pl.Expr]:
+    """Return the label of each task, null where it may still change and is not to be guessed."""
+    labels = {}
+    for task in work.dataset.tasks:
+        kind: ColumnType = "float32" if task.events and task.events.value else "int64"
+        column = Column(name=task.column, type=kind) if task.events else work.columns[task.column]
+        labels[task.name] = settled(task, label(task, column))
+    return labels
+
+
+def _weights(work: Work, labels: dict[str, pl.Expr]) -> dict[str, pl.Expr]:
+    """Return how much the labels of a task count, for the tasks where they do not all count 1."""
+    weights = maturity_weights(work)
+    sampling = work.dataset.sampling
+    if sampling is not None and sampling.correct == "weight":
+        drawn = sampling_weight(sampling, labels[sampling.task])
+        in_train = pl.when(pl.col(SPLIT) == "train").then(drawn).otherwise(1.0)
+        for task in work.dataset.tasks:
+            if task.space == "all":
+                weights[task.name] = weights.get(task.name, pl.lit(1.0)) * in_train
+    return {task: weight.cast(pl.Float32) for task, weight in weights.items()}

@@ -1,7 +1,7 @@
 """Fixtures: a dataset on disk from frames and roles, and the features built from it."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 import yaml
 
-from pipelines import build
+from pipelines import build, plans
 
 Value = dict[str, Any]
 TASKS = [{"name": "click", "label": "click"}]
@@ -27,6 +27,18 @@ def dataset_value(features: list[Value], **more: Any) -> Value:
         "features": features,
     }
     return {**value, **more}
+
+
+@pytest.fixture(autouse=True)
+def no_plan_holds_all_rows() -> Iterator[None]:
+    """Refuse every plan of every build that falls back to memory or holds a whole column."""
+
+    def check(plan: pl.LazyFrame) -> None:
+        held = [node for node in plans.in_memory_nodes(plan) if node not in plans.ALLOWED]
+        assert not held, f"{held} in {plan.explain()}"
+
+    with plans.watched(check):
+        yield
 
 
 @pytest.fixture

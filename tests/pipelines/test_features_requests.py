@@ -262,7 +262,7 @@ def test_csv_that_is_not_what_it_says_ends_with_2(
         ((), ["dataset: wanted dataset=…", "census_income", "other"]),
         (
             ("dataset=census_incom",),
-            ["mean 'census_income'?", "Choices: census_income, funnel, other."],
+            ["mean 'census_income'?", "Choices: census_income, funnel, "],
         ),
         (("dataset=othr",), ["Did you mean 'other'?"]),
         (("dataset=other", "output=null"), ["output"]),

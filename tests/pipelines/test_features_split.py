@@ -1,6 +1,5 @@
 """Laws of rows and splits: each row once, in order, and nothing of the future in what is fitted."""
 
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,10 +7,6 @@ from typing import Any
 import polars as pl
 import pytest
 
-from pipelines import prepare
-from pipelines.logs import scan_logs
-from pipelines.opened import open_dataset
-from pipelines.split import order_statistic
 from recsys_moe.spec import FeatureSpec
 
 Build = Callable[..., Path]
@@ -108,15 +103,6 @@ def test_a_split_is_what_its_rule_says(
         assert [set(part["fold"]) for part in of.values()] == [{"a"}, {"b"}, {"c"}]
 
 
-def test_a_rank_in_time_needs_no_sort() -> None:
-    draw = random.Random(0)
-    times = [draw.choice([draw.randrange(-(2**60), 2**60), draw.randrange(9)]) for _ in range(500)]
-    rows = pl.DataFrame({"time": times}).lazy()
-
-    for rank in (0, 1, 250, 499):
-        assert order_statistic(rows, rank) == sorted(times)[rank]
-
-
 def test_a_seed_and_nothing_else_draws_the_validation(
     build_features: Build, dataset_of: Any, frame: Frame
 ) -> None:
@@ -127,18 +113,3 @@ def test_a_seed_and_nothing_else_draws_the_validation(
         out = build_features(dataset_of(FEATURES, split=split), rows)
         draws.append(prepared(out, "valid")["row_id"].to_list())
     assert draws[0] == draws[1] != draws[2]
-
-
-def test_no_step_of_the_plan_holds_all_rows(dataset_of: Any, tmp_path: Path, frame: Frame) -> None:
-    frame(300, 1).write_parquet(tmp_path / "train.parquet")
-    split = {"by": "time", "column": "at"}
-    value = one_file(dataset_of, split, user="user", keys=["item"], row_weight="weight")
-    opened = open_dataset(value, tmp_path)
-    rows = scan_logs(opened.dataset.source, opened.logs, opened.columns)
-    rows = prepare.plan(opened.dataset, rows, opened.columns)
-
-    graph = rows.show_graph(engine="streaming", plan_stage="physical", raw_output=True)
-
-    assert 'label="multi-scan' in str(graph)
-    for step in ("in-memory", "columnar-function", "sort", "equi-join", "window"):
-        assert f'label="{step}' not in str(graph)

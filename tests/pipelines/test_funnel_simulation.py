@@ -1,5 +1,6 @@
 """Laws of the simulation: the same files for a seed, and a truth that is true."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipelines import funnel
+from pipelines.simulated import funnel
 from recsys_moe.errors import RequestError
+from recsys_moe.metrics import auc
 
 Contents = Callable[[Path], dict[str, bytes]]
 HOUR = 3_600_000_000
@@ -50,11 +52,11 @@ def test_a_simulation_goes_on_after_its_last_whole_chunk(
     made: list[int] = []
     chunk = funnel._chunk
 
-    def failing(world: Any, ids: Any, *rest: Any) -> Any:
+    def failing(world: Any, memory: Any, ids: Any, *rest: Any) -> Any:
         made.append(len(ids))
         if len(made) == 3:
             raise KeyboardInterrupt
-        return chunk(world, ids, *rest)
+        return chunk(world, memory, ids, *rest)
 
     monkeypatch.setattr(funnel, "_chunk", failing)
     with pytest.raises(KeyboardInterrupt):
@@ -64,9 +66,9 @@ def test_a_simulation_goes_on_after_its_last_whole_chunk(
 
     assert contents(simulated(tmp_path / "cut")) == whole
 
-    assert made == [500] * 6  # never more than a chunk at a time; 0, 1, 2 (cut), 1, 2, 3
+    assert made == [500] * 7  # never more than a chunk at a time; 0, 1, 2 (cut), 0, 1, 2, 3
     simulated(tmp_path / "cut")
-    assert len(made) == 6
+    assert len(made) == 7
     with pytest.raises(RequestError, match="another seed"):
         simulated(tmp_path / "cut", seed=9)
 
@@ -96,15 +98,17 @@ def test_the_truth_is_true(raw: Path) -> None:
         (pl.col("ts") - pl.col("clicked")).dt.total_microseconds()
         <= funnel.ATTRIBUTION_HOURS * HOUR
     )
+    happened = {"click": clicks, "both": in_time, "like": read(raw, "likes")}
     truth = read(raw, "truth").with_columns(
-        click=pl.col("impression_id").is_in(clicks["impression_id"].implode()),
-        both=pl.col("impression_id").is_in(in_time["impression_id"].implode()),
+        pl.col("impression_id").is_in(events["impression_id"].implode()).alias(label)
+        for label, events in happened.items()
     )
     clicked = truth.filter("click")
     for rows, label, p in (
         (truth, "click", "p_click"),
         (clicked, "both", "p_conversion"),
         (truth, "both", "p_click_and_conversion"),
+        (truth, "like", "p_like"),
     ):
         order = rows.sort(p)
         for part in np.array_split(np.arange(len(rows)), 10):
@@ -115,6 +119,52 @@ def test_the_truth_is_true(raw: Path) -> None:
     np.testing.assert_allclose(product, truth["p_click_and_conversion"], rtol=1e-12)
     assert converted["ts"].gt(converted["clicked"]).all()
     assert 0 < len(in_time) < len(converted) == len(read(raw, "conversions"))
+
+
+def test_those_who_clicked_stay_as_long_as_the_truth_says(raw: Path) -> None:
+    clicks = read(raw, "clicks").rename({"ts": "clicked"})
+    dwell = read(raw, "dwell").join(clicks, on="impression_id", maintain_order="left")
+    dwell = dwell.join(read(raw, "truth"), on="impression_id", maintain_order="left")
+    stayed = (dwell["ts"] - dwell["clicked"]).dt.total_microseconds() / 1e6
+
+    assert dwell["impression_id"].equals(clicks["impression_id"])
+    np.testing.assert_allclose(stayed, dwell["seconds"], atol=2e-6)
+    order = dwell.sort("y_dwell")
+    for part in np.array_split(np.arange(len(order)), 10):
+        mine = order[part[0] : part[-1] + 1]
+        off = mine["seconds"] - mine["y_dwell"]
+        assert abs(off.sum()) < 4 * (off**2).sum() ** 0.5
+
+
+def test_a_click_depends_on_the_last_five_clicks_of_its_user(raw: Path) -> None:
+    """What the truth adds to a logit, against a loop over the logs, across the chunks' edges."""
+    clicked = set(read(raw, "clicks")["impression_id"].to_list())
+    shown = read(raw, "impressions").select("impression_id", "user_id", "item_id", "category")
+    memory: defaultdict[str, list[tuple[int, str]]] = defaultdict(list)
+    added = []
+    for number, user, item, category in shown.iter_rows():
+        last = memory[user][-5:]
+        same = sum(before == category for _, before in last)
+        added.append(1.2 * min(same, 3) - 2.0 * any(before == item for before, _ in last))
+        if number in clicked:
+            memory[user].append((item, category))
+    p = read(raw, "truth").select("p_click", "p_click_without_memory").to_numpy()
+    with_memory, without = np.log(p / (1 - p)).T
+
+    np.testing.assert_allclose(with_memory - without, added, atol=1e-9)
+    assert {round(value, 6) for value in added} >= {0, 1.2, 2.4, 3.6, -0.8, 0.4, 1.6}
+
+
+def test_a_memory_is_worth_something_and_not_everything(raw: Path) -> None:
+    truth = read(raw, "truth")
+    click = np.zeros(len(truth))
+    click[read(raw, "clicks")["impression_id"].to_numpy()] = 1
+
+    knowing = auc(truth["p_click"].to_numpy(), click) or 0.0
+    not_knowing = auc(truth["p_click_without_memory"].to_numpy(), click) or 0.0
+
+    assert 0.02 < knowing - not_knowing < 0.04
+    assert 0.15 < click.mean() < 0.25
 
 
 def test_correlation_is_how_much_the_tastes_agree(tmp_path: Path) -> None:

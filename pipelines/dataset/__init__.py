@@ -1,0 +1,1 @@
+"""What a dataset file can say, how it is read, and what it must not say."""

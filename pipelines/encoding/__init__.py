@@ -1,0 +1,1 @@
+"""Prepared rows to codes and numbers, and the arrays that hold them."""

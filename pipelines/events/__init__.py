@@ -1,0 +1,1 @@
+"""Rows that must meet: shuffled into buckets, impressions joined with what followed them."""

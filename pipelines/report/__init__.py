@@ -1,0 +1,1 @@
+"""What the features hold, counted, compared and shown."""

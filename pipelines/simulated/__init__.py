@@ -1,0 +1,1 @@
+"""Simulated logs and their truth."""
