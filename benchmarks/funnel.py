@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--train", nargs="*", default=[], help="more of recsys-moe-train's words")
     parser.add_argument("--work", type=Path, default=Path("work/benchmarks/funnel"))
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // options.jobs)))
@@ -35,7 +36,10 @@ def main() -> None:
     cases += [("ple", "per_task", "whole"), *((model, "auto", "three") for model in MODELS)]
     with ThreadPoolExecutor(options.jobs) as pool:
         futures = {
-            case: [pool.submit(_run, features, options.work, case, seed) for seed in options.seeds]
+            case: [
+                pool.submit(_run, features, options.work, case, seed, options.train)
+                for seed in options.seeds
+            ]
             for case in cases
         }
         runs: Runs = {
@@ -68,10 +72,12 @@ def main() -> None:
     print(markdown(["model", *OUTPUTS[:2]], steady))
 
 
-def _run(features: Path, work: Path, case: tuple[str, ...], seed: int) -> dict[str, Any]:
+def _run(
+    features: Path, work: Path, case: tuple[str, ...], seed: int, words: list[str]
+) -> dict[str, Any]:
     model, loss, length = case
     run = work / f"{model}-{loss}-{length}-{seed}"
-    overrides = [f"model={model}", f"loss={loss}", f"seed={seed}"]
+    overrides = [f"model={model}", f"loss={loss}", f"seed={seed}", *words]
     if length == "three":
         command(
             "train",

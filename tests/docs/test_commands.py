@@ -19,9 +19,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -36,8 +34,8 @@ import recsys_moe.evaluate
 import recsys_moe.train
 from recsys_moe.errors import RequestError
 from recsys_moe.paths import CONF_DIR
+from tests.docs.fences import DOCUMENTS, ROOT, Block, all_blocks, blocks
 
-ROOT = Path(__file__).parents[2]
 COMMANDS = {
     "recsys-moe-features": pipelines.build.main,
     "recsys-moe-train": recsys_moe.train.main,
@@ -45,15 +43,10 @@ COMMANDS = {
     "recsys-moe-export": export.to_onnx.main,
     "recsys-moe-score": export.score.main,
 }
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OWN_DATA = [ROOT / "docs/your-data.md", ROOT / "docs/features.md"]
 WALKS = {"bundled data": [d for d in DOCUMENTS if d not in OWN_DATA], "own data": OWN_DATA}
 OTHER_TOOLS = {"npm", "node", "docker", "git", "pip", "make setup"}
 SHOWN_FOLDER = "/home/you/recsys-moe"
-FENCE = re.compile(
-    r"(?:^<!-- (?P<mark>[^\n]*) -->\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.M | re.S
-)
-
 NUMBER = r"\d[\d,]*(?:\.\d+)?(?:e[+-]\d+)?"
 
 # For each line of the table of mistakes in docs/your-data.md: what it puts in the place of what.
@@ -71,39 +64,6 @@ MISTAKES = {
 }
 
 
-@dataclass(frozen=True)
-class Block:
-    """A fenced block: where it stands, what is marked above it, and its text."""
-
-    place: str
-    kind: str
-    mark: str
-    text: str
-
-    def commands(self) -> Iterator[tuple[str, list[str]]]:
-        """Yield each command and the output shown below it."""
-        for part in re.split(r"^\$ ", self.text, flags=re.M)[1:]:
-            lines = part.replace("\\\n", " ").splitlines()
-            yield lines[0], lines[1:]
-
-
-def blocks(document: Path) -> list[Block]:
-    text = document.read_text(encoding="utf-8")
-    return [
-        Block(
-            f"{document.relative_to(ROOT)}:{text[: found.start('kind')].count(chr(10)) + 1}",
-            found["kind"],
-            found["mark"] or "",
-            found["text"],
-        )
-        for found in FENCE.finditer(text)
-    ]
-
-
-def all_blocks(*kinds: str) -> list[Block]:
-    return [block for path in DOCUMENTS for block in blocks(path) if block.kind in kinds]
-
-
 @pytest.fixture
 def walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Move into a folder that looks like a checkout after setup, as a reader does."""
@@ -111,6 +71,7 @@ def walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "bin" / "python").symlink_to(sys.executable)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # the packages, as setup installs them
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # the commands set it; it ends with the test
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -13,9 +13,11 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 EXPLAINED_IN = {
     "features": "features.md",
+    "runner": "scaling-out.md",
     "train": "training.md",
     "model": "training.md",
     "loss": "training.md",
+    "optimizer": "training.md",
     "trainer": "training.md",
     "evaluate": "training.md",
     "export": "artifact.md",
