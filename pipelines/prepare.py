@@ -10,6 +10,7 @@ from pipelines.dataset.roles import SPLITS
 from pipelines.events.attribution import DUPLICATE, filled_labels, label_windows
 from pipelines.events.windows import Windows
 from pipelines.past.past import past_windows
+from pipelines.plans import collect
 from pipelines.rows.duplicates import duplicates_of
 from pipelines.rows.judged import GAP, REASON, SPLIT, joined_reasons, judged
 from pipelines.rows.labels import label, weight_column
@@ -97,7 +98,7 @@ def _prepare_file(work: Work, number: int) -> Prepared:
         sound = pl.col(REASON).is_null() & pl.col(_DROPPED).is_null()
         for split in SPLITS:
             here = rows.lazy().filter(sound & (pl.col(SPLIT) == split))
-            mine = here.select(_kept(work)).collect()
+            mine = collect(here.select(_kept(work)))
             done.rows[split] += len(mine)
             if len(mine):
                 write_rows(mine, prepared_files(work.output, split) / name)
@@ -130,7 +131,7 @@ def _complete(work: Work, batch: pl.DataFrame, known: list[Windows]) -> pl.DataF
     rows = judged(work, batch.lazy()).with_columns(
         joined_reasons(pl.col(REASON), repeated).alias(REASON)
     )
-    return rows.with_columns(_dropped(work).alias(_DROPPED)).collect()
+    return collect(rows.with_columns(_dropped(work).alias(_DROPPED)))
 
 
 def _dropped(work: Work) -> pl.Expr:

@@ -13,7 +13,7 @@ from pipelines.rows.maturity import Delays
 from recsys_moe.spec import Column
 
 ROW_ID = "row_id"
-FILE_ROWS = 65_536
+FILE_ROWS = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +74,16 @@ def numbered(source: Source, log: LogFile, columns: dict[str, Column], first: in
     return rows.with_columns(pl.col(ROW_ID).cast(pl.Int64))
 
 
-def file_batches(what: str, source: Source, plan: pl.LazyFrame) -> Iterator[pl.DataFrame]:
+def file_batches(
+    what: str, source: Source, plan: pl.LazyFrame, rows: int | None = None
+) -> Iterator[pl.DataFrame]:
     """Yield the rows of a plan over one raw file; what Polars cannot read is a wrong request.
 
     Raises:
         RequestError: The file does not hold what its first look promised.
     """
     with readable(what, source.format):
-        stream = batches(plan, FILE_ROWS)
+        stream = batches(plan, rows or FILE_ROWS)
     while True:
         with readable(what, source.format):
             batch = next(stream, None)

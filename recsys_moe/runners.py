@@ -9,9 +9,13 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from recsys_moe.errors import RequestError
+
+_LIGHT_THREADS = 2
 
 Shared = TypeVar("Shared")
 Unit = TypeVar("Unit")
@@ -22,21 +26,35 @@ class Runner(Protocol):
     """Runs one function over many units."""
 
     def map(
-        self, function: Callable[[Shared, Unit], Result], shared: Shared, units: Sequence[Unit]
+        self,
+        function: Callable[[Shared, Unit], Result],
+        shared: Shared,
+        units: Sequence[Unit],
+        *,
+        is_light: bool = False,
     ) -> Iterator[Result]:
-        """Yield the results in the order of the units."""
+        """Yield the results in the order of the units; light ones need little memory."""
         ...
 
 
 class LocalRunner:
-    """One unit after the other, in this process."""
+    """One unit after the other in this process, light ones two at a time."""
 
     def map(
-        self, function: Callable[[Shared, Unit], Result], shared: Shared, units: Sequence[Unit]
+        self,
+        function: Callable[[Shared, Unit], Result],
+        shared: Shared,
+        units: Sequence[Unit],
+        *,
+        is_light: bool = False,
     ) -> Iterator[Result]:
         """Yield the results in the order of the units."""
-        for unit in units:
-            yield function(shared, unit)
+        if not is_light:
+            for unit in units:
+                yield function(shared, unit)
+            return
+        with ThreadPoolExecutor(_LIGHT_THREADS) as pool:
+            yield from pool.map(partial(function, shared), units)
 
 
 class RayRunner:
@@ -59,7 +77,12 @@ class RayRunner:
         self._ray: Any = None
 
     def map(
-        self, function: Callable[[Shared, Unit], Result], shared: Shared, units: Sequence[Unit]
+        self,
+        function: Callable[[Shared, Unit], Result],
+        shared: Shared,
+        units: Sequence[Unit],
+        *,
+        is_light: bool = False,
     ) -> Iterator[Result]:
         """Yield the results in the order of the units."""
         ray = self._connected()

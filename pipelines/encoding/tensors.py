@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow.parquet as pq
 
 from pipelines.encoding.blocks import create_array, finish_array, write_block
 from pipelines.encoding.encode import codes, numbers
@@ -58,7 +59,7 @@ def write_tensors(
         create_array(encoding.array(name), kind, shape)
     done = 0
     with progress(split, num_rows) as advance:
-        for rows in runner.map(_encode_part, encoding, _placed(source)):
+        for rows in runner.map(_encode_part, encoding, _placed(source), is_light=True):
             advance(rows)
             done += rows
     if done != num_rows:
@@ -72,7 +73,7 @@ def _placed(folder: Path) -> list[tuple[Path, int]]:
     placed, first = [], 0
     for path in sorted(folder.glob("*.parquet")):
         placed.append((path, first))
-        first += int(pl.scan_parquet(path).select(pl.len()).collect().item())
+        first += pq.read_metadata(path).num_rows
     return placed
 
 

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -25,7 +24,7 @@ from pipelines.events.scatter import (
     scatter_impressions,
     scatter_past,
 )
-from pipelines.events.windows import Windows
+from pipelines.events.windows import Windows, write_rows
 from pipelines.plans import collect
 from pipelines.rows.judged import REASON
 from pipelines.rows.maturity import Delays, delay_counts
@@ -35,7 +34,6 @@ from recsys_moe.runners import Runner
 
 DUPLICATE = "\x1fduplicate"
 _LABELS, _BAD = "labels", "bad"
-_ROW_GROUP = 16_384
 
 
 def window_of(task: TaskRole) -> int:
@@ -135,10 +133,11 @@ def _attribute_bucket(work: Work, bucket: int) -> _Bucket:
         rows = pl.DataFrame(schema={ROW_ID: pl.Int64(), ID: kind, TIME: pl.Int64()})
     logs = [_log_rows(work, event.log.name, bucket, kind) for event in work.events]
     found = attribute_bucket(rows, logs, work.dataset.tasks, work.dataset.source.join or "")
-    _write(found.bad, work.stage(_BAD), bucket)
+    write_rows(found.bad, work.stage(_BAD) / f"{bucket:05}.parquet", work.num_buckets)
     if not len(rows):
         return _Bucket(found.counts, Totals(), {})
-    _write(_spoken_of(work, found), work.stage(_LABELS), bucket)
+    spoken = work.stage(_LABELS) / f"{bucket:05}.parquet"
+    write_rows(_spoken_of(work, found), spoken, work.num_buckets)
     usable = rows.filter(SOUND).join(found.labels.select(ROW_ID), on=ROW_ID, how="semi")
     totals = Totals()
     if past_keys(work):
@@ -205,13 +204,6 @@ def _with_labels(work: Work, rows: pl.DataFrame, found: Attributed) -> pl.DataFr
             (timing["start"] + timing["delay"]).alias(moment_of(task.name)),
         )
     return rows
-
-
-def _write(rows: pl.DataFrame, folder: Path, bucket: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    rows.write_parquet(
-        folder / f"{bucket:05}.parquet", compression="lz4", row_group_size=_ROW_GROUP
-    )
 
 
 def _quarantine_file(work: Work, unit: tuple[str, int]) -> None:

@@ -16,6 +16,7 @@ from pipelines.rows.labels import label
 from pipelines.work import ROW_ID, Work, file_batches
 
 IMPRESSIONS = "impressions"
+_ROWS = 131_072  # of a few columns, at a time
 ID, TIME, VALUE, TRAIN, SOUND = "id", "time", "value", "train", "sound"
 
 
@@ -101,7 +102,7 @@ def scatter_impressions(work: Work, number: int) -> Totals:
         identified = pl.col(dataset.source.join or "").alias(ID)
         plan = rows.select(*columns, identified, is_sound.alias(SOUND))
         with BucketWriter(work.stage(IMPRESSIONS), name, work.num_buckets) as buckets:
-            for batch in file_batches(what, dataset.source, plan):
+            for batch in file_batches(what, dataset.source, plan, _ROWS):
                 buckets.add(batch, ID)
         return Totals()
     moments = [
@@ -109,7 +110,7 @@ def scatter_impressions(work: Work, number: int) -> Totals:
         for task in past_tasks(work)
     ]
     plan = rows.filter(is_sound).select(columns).with_columns(moments)
-    return scatter_past(work, name, file_batches(what, dataset.source, plan))
+    return scatter_past(work, name, file_batches(what, dataset.source, plan, _ROWS))
 
 
 def scatter_past(work: Work, name: str, rows: Iterator[pl.DataFrame]) -> Totals:
@@ -171,5 +172,5 @@ def scatter_events(work: Work, unit: tuple[str, int]) -> None:
         value.cast(pl.Float64).alias(VALUE),
     )
     with BucketWriter(work.stage(f"events-{name}"), f"{number:05}", work.num_buckets) as buckets:
-        for batch in file_batches(f"source.{name}", log.source, plan):
+        for batch in file_batches(f"source.{name}", log.source, plan, _ROWS):
             buckets.add(batch, ID)

@@ -11,7 +11,15 @@ import polars as pl
 from pipelines.plans import collect
 from pipelines.work import ROW_ID
 
-WINDOW_ROWS = 131_072
+WINDOW_ROWS = 65_536
+_LEAST_ROWS = 1_024
+
+
+def write_rows(rows: pl.DataFrame, path: Path, num_files: int) -> None:
+    """Write one of many files, ordered by row, in groups of about its share of a window."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    group = max(_LEAST_ROWS, WINDOW_ROWS // num_files)
+    rows.write_parquet(path, compression="lz4", row_group_size=group)
 
 
 class Windows:

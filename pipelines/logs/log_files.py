@@ -11,6 +11,7 @@ from pipelines.logs.lake import table_files
 from pipelines.logs.locations import as_glob, find, is_url
 from pipelines.logs.logs import INFERRED_ROWS, LogFile, line_named, scan_csv, scan_parquet
 from pipelines.logs.text_files import check_objects, csv_header
+from pipelines.plans import collect
 
 _ENDINGS = {
     "parquet": (".parquet",),
@@ -134,7 +135,7 @@ def _own_schema(
         header = csv_header(location, source.separator)
         given = {name: kind for name, kind in {**known, **declared}.items() if name in header}
         rows = scan_csv(source, location, given)
-        return dict(rows.collect_schema()), rows.head(1).collect().is_empty()
+        return dict(rows.collect_schema()), collect(rows.head(1)).is_empty()
     try:
         found = pl.scan_ndjson(
             as_glob(location), infer_schema_length=INFERRED_ROWS

@@ -16,7 +16,7 @@ from pipelines.events.scatter import (
     past_folder,
     past_keys,
 )
-from pipelines.events.windows import Windows
+from pipelines.events.windows import Windows, write_rows
 from pipelines.past.aggregates import aggregate, lookup
 from pipelines.past.histories import MICROS_PER_DAY, capped, history
 from pipelines.work import ROW_ID, Work
@@ -24,7 +24,6 @@ from recsys_moe.files import whole_file
 from recsys_moe.runners import Runner
 
 _VALUES = "past-values"
-_ROW_GROUP = 16_384
 
 
 def add_past(work: Work, totals: Totals, runner: Runner) -> dict[str, int]:
@@ -74,15 +73,10 @@ def _past_bucket(shared: tuple[Work, Totals], unit: tuple[int, int]) -> dict[str
             values.append(aggregate(told, one, prior).drop(ROW_ID))
             day = totals.last.get(one.refresh, 0) // MICROS_PER_DAY + 1
             table = lookup(told, one, prior, day)
-            _write(table, _lookup_parts(work, one) / f"{bucket:05}.parquet")
+            write_rows(table, _lookup_parts(work, one) / f"{bucket:05}.parquet", work.num_buckets)
     path = work.stage(_VALUES) / str(place) / f"{bucket:05}.parquet"
-    _write(pl.concat(values, how="horizontal"), path)
+    write_rows(pl.concat(values, how="horizontal"), path, work.num_buckets)
     return left_out
-
-
-def _write(rows: pl.DataFrame, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows.write_parquet(path, compression="lz4", row_group_size=_ROW_GROUP)
 
 
 def _history(rows: pl.DataFrame, role: HistoryRole) -> tuple[pl.DataFrame, int]:

@@ -14,7 +14,7 @@ from pipelines.rows.row_rules import is_sane
 from pipelines.work import Work
 from recsys_moe.runners import Runner
 
-_TIME_STEPS = (2**40, 2**20, 1)
+_TIME_STEPS = (2**27, 1)  # two minutes, then microseconds
 _MICROS_PER_HOUR = 3_600_000_000
 
 

@@ -21,7 +21,7 @@ def write_truth(raw: Path, output: Path) -> None:
         output: The folder with the prepared rows, which know their `row_id`.
     """
     truth = pl.scan_parquet(raw / "truth" / "*.parquet")
-    schema = truth.head(0).collect().to_arrow().schema
+    schema = collect(truth.head(0)).to_arrow().schema
     for split in SPLITS:
         with (
             whole_file(output / "truth" / f"{split}.parquet") as partial,

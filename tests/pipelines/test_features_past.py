@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipelines import work
+from pipelines import build, work
 from pipelines.events import buckets
 from recsys_moe.errors import RequestError
 
@@ -175,14 +175,24 @@ def test_every_row_knows_its_past_and_nothing_else(
     assert sum(not row["seen_item"] for row in found) > 200
 
 
-def test_neither_buckets_nor_threads_nor_row_groups_change_a_byte(
-    build_features: Build, contents: Contents, monkeypatch: pytest.MonkeyPatch
+def test_neither_buckets_nor_batches_nor_row_groups_change_a_value(
+    build_features: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frames = logs(3)
-    first = contents(build_features(value(), frames))
+    first = build_features(value(), frames)
     monkeypatch.setattr(buckets, "ROWS_PER_BUCKET", 450)
-    out = build_features(value(), {name: frame.rechunk() for name, frame in frames.items()})
-    assert contents(out) == first
+    monkeypatch.setattr(work, "FILE_ROWS", 777)
+    for name, frame in frames.items():
+        frame.write_parquet(tmp_path / f"{name}.parquet", row_group_size=1_300)
+
+    build.build(value(), folder=tmp_path, output=tmp_path / "out")
+
+    second = tmp_path / "out"
+    for name in ("feature_spec.json", *(path.relative_to(first) for path in first.rglob("*.npy"))):
+        assert (second / name).read_bytes() == (first / name).read_bytes()
+    for path in (*first.glob("vocab/*"), *first.glob("lookup/*")):
+        assert (second / path.relative_to(first)).read_bytes() == path.read_bytes()
+    assert prepared(second).equals(prepared(first))
 
 
 def test_labels_after_the_end_of_train_leave_every_fitted_byte_as_it_was(

@@ -40,6 +40,12 @@ def test_importing_it_loads_nothing_heavier(module: str, absent: tuple[str, ...]
     assert done.stdout.decode().split() == []
 
 
+def test_one_place_runs_plans_so_that_each_can_be_watched() -> None:
+    running = re.compile(r"\.(collect|collect_batches|collect_async|fetch|sink_\w+)\(")
+    paths = [path for path in (ROOT / "pipelines").rglob("*.py") if path.name != "plans.py"]
+    assert [path.name for path in paths if running.search(path.read_text())] == []
+
+
 def test_every_requirement_is_pinned_to_a_version_it_allows() -> None:
     pins = {}
     for line in (ROOT / "constraints.txt").read_text().splitlines():
