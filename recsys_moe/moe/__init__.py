@@ -1,0 +1,1 @@
+"""Mixtures of experts: routers, banks, dispatch, balance. One idea a file."""
