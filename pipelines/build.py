@@ -15,6 +15,7 @@ from pipelines.dataset.past_rules import past_columns
 from pipelines.dataset.roles import SPLITS
 from pipelines.encoding.tensors import write_tensors
 from pipelines.events.attribution import attribute
+from pipelines.events.buckets import units
 from pipelines.events.scatter import Totals, past_keys, scatter_impressions
 from pipelines.fitting.fit import fit
 from pipelines.fitting.growth import Growth, check_growth, growth_report, read_growth
@@ -168,7 +169,7 @@ def _build(
         work, totals, events = attribute(work, runner, max_quarantine_share)
         say(_STAGE, f"joined {_counts({name: log['rows_in'] for name, log in events.items()})}")
     elif past_keys(work):
-        for part in runner.map(scatter_impressions, work, range(len(work.logs))):
+        for part in runner.map(scatter_impressions, work, units(work.first_rows)):
             totals.add(part)
     if dataset.unique_keys and not work.events:
         find_duplicates(work, runner)

@@ -8,7 +8,7 @@ import polars as pl
 
 from pipelines.dataset.task_roles import TaskRole
 from pipelines.events.attributed import Attributed, LogRows, add_counts, attribute_bucket
-from pipelines.events.buckets import read_bucket
+from pipelines.events.buckets import read_bucket, units
 from pipelines.events.scatter import (
     ID,
     IMPRESSIONS,
@@ -84,10 +84,10 @@ def attribute(
         RequestError: A log cannot be read.
         DataError: Too much of a log cannot be used.
     """
-    for _ in runner.map(scatter_impressions, work, range(len(work.logs))):
+    for _ in runner.map(scatter_impressions, work, units(work.first_rows)):
         pass
-    units = [(e.log.name, number) for e in work.events for number in range(len(e.files))]
-    for _ in runner.map(scatter_events, work, units):
+    groups = [(name, group) for name, rows in work.event_rows.items() for group in units(rows)]
+    for _ in runner.map(scatter_events, work, groups):
         pass
     totals = Totals()
     counts: dict[str, Any] = {event.log.name: {} for event in work.events}
@@ -97,7 +97,8 @@ def attribute(
         totals.add(bucket.totals)
         for task, found in bucket.delays.items():
             delays[task] = delays[task] + found if task in delays else found
-    for _ in runner.map(_quarantine_file, work, units):
+    files = [(e.log.name, number) for e in work.events for number in range(len(e.files))]
+    for _ in runner.map(_quarantine_file, work, files):
         pass
     for name, report in counts.items():
         reasons, rows_in = Counter(report["quarantine"]), report["rows_in"]

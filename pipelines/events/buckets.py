@@ -4,6 +4,7 @@ A bucket is small enough for memory whatever the size of the logs. Each writer a
 every bucket that it has rows for; a bucket is read in the order of its writers' names.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,6 +15,8 @@ import pyarrow.parquet as pq
 from pipelines.encoding.hashes import text_of, xxhash64
 
 ROWS_PER_BUCKET = 250_000
+_UNIT_ROWS = 2_000_000
+_GROUP_ROWS = 8_192
 _BUCKET = "\x1fbucket"
 
 
@@ -22,12 +25,27 @@ def num_buckets(rows: int) -> int:
     return max(1, -(-rows // ROWS_PER_BUCKET))
 
 
+def units(first_rows: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return the numbers of files in groups of many rows, so that no bucket has many small files.
+
+    Args:
+        first_rows: The number of each file's first row, and at the end that of all rows.
+    """
+    groups: list[list[int]] = []
+    for number, first in enumerate(first_rows[:-1]):
+        if not groups or first - first_rows[groups[-1][0]] >= _UNIT_ROWS:
+            groups.append([])
+        groups[-1].append(number)
+    return [tuple(group) for group in groups]
+
+
 class BucketWriter:
     """One writer's share of every bucket; close it, or use it in a `with`."""
 
     def __init__(self, folder: Path, name: str, num_buckets: int) -> None:
         self.folder, self.name, self.num_buckets = folder, name, num_buckets
         self._writers: dict[int, pq.ParquetWriter] = {}
+        self._waiting: dict[int, list[pl.DataFrame]] = {}
 
     def add(self, rows: pl.DataFrame, key: str) -> None:
         """Append rows, each to the bucket of its key; those without a key go to the first."""
@@ -43,6 +61,14 @@ class BucketWriter:
             self._write(int(bucket), part)
 
     def _write(self, bucket: int, rows: pl.DataFrame) -> None:
+        """Write a bucket's rows when enough of them have come."""
+        waiting = self._waiting.setdefault(bucket, [])
+        waiting.append(rows)
+        if sum(map(len, waiting)) >= _GROUP_ROWS:
+            self._flush(bucket)
+
+    def _flush(self, bucket: int) -> None:
+        rows = pl.concat(self._waiting.pop(bucket))
         if not len(rows):
             return
         table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
@@ -60,6 +86,8 @@ class BucketWriter:
 
     def close(self) -> None:
         """Finish every file."""
+        for bucket in [*self._waiting]:
+            self._flush(bucket)
         for writer in self._writers.values():
             writer.close()
 

@@ -4,7 +4,7 @@ What a bucket's rows carry is what the stages after it need, and no more: number
 the row, the keys of histories and aggregates, what histories list, and labels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -74,8 +74,8 @@ def carried(work: Work) -> list[str]:
     return list(dict.fromkeys([*past_keys(work), *listed, *targets]))
 
 
-def scatter_impressions(work: Work, number: int) -> Totals:
-    """Write the rows of a file into the buckets of the next stage.
+def scatter_impressions(work: Work, numbers: tuple[int, ...]) -> Totals:
+    """Write the rows of some files into the buckets of the next stage.
 
     With logs of events that is by impression, unusable rows too, whose events are not nobody's;
     without, it is by every key of the past.
@@ -83,8 +83,7 @@ def scatter_impressions(work: Work, number: int) -> Totals:
     Returns:
         What the rows add up to, where they are not yet to meet their events.
     """
-    dataset, name = work.dataset, f"{number:05}"
-    rows = judged(work, work.rows(number))
+    dataset, name = work.dataset, f"{numbers[0]:05}"
     is_sound = pl.col(REASON).is_null()
     columns: list[pl.Expr] = [
         pl.col(ROW_ID),
@@ -98,19 +97,24 @@ def scatter_impressions(work: Work, number: int) -> Totals:
         ),
     ]
     what = f"dataset {dataset.name!r}, source"
+
+    def batches(plan_of: Callable[[pl.LazyFrame], pl.LazyFrame]) -> Iterator[pl.DataFrame]:
+        for number in numbers:
+            plan = plan_of(judged(work, work.rows(number)))
+            yield from file_batches(what, dataset.source, plan, _ROWS)
+
     if work.events:
         identified = pl.col(dataset.source.join or "").alias(ID)
-        plan = rows.select(*columns, identified, is_sound.alias(SOUND))
         with BucketWriter(work.stage(IMPRESSIONS), name, work.num_buckets) as buckets:
-            for batch in file_batches(what, dataset.source, plan, _ROWS):
+            for batch in batches(lambda r: r.select(*columns, identified, is_sound.alias(SOUND))):
                 buckets.add(batch, ID)
         return Totals()
     moments = [
         pl.when(pl.col(label_of(task.name)) > 0).then(TIME).alias(moment_of(task.name))
         for task in past_tasks(work)
     ]
-    plan = rows.filter(is_sound).select(columns).with_columns(moments)
-    return scatter_past(work, name, file_batches(what, dataset.source, plan, _ROWS))
+    sound = batches(lambda r: r.filter(is_sound).select(columns).with_columns(moments))
+    return scatter_past(work, name, sound)
 
 
 def scatter_past(work: Work, name: str, rows: Iterator[pl.DataFrame]) -> Totals:
@@ -157,20 +161,23 @@ def amount_of(work: Work, name: str) -> str | None:
     return next((label.value for label in labels if label.log == name and label.value), None)
 
 
-def scatter_events(work: Work, unit: tuple[str, int]) -> None:
-    """Write the rows of a file of a log of events into buckets by impression."""
-    name, number = unit
+def scatter_events(work: Work, unit: tuple[str, tuple[int, ...]]) -> None:
+    """Write the rows of some files of a log of events into buckets by impression."""
+    name, numbers = unit
     event = work.event(name)
     log = event.log
     time = pl.col(log.time) if log.time in event.columns else pl.lit(0)
     amount = amount_of(work, name)
     value = pl.col(amount) if amount else pl.lit(None)
-    plan = work.event_file(name, number).select(
-        ROW_ID,
+    columns = (
+        pl.col(ROW_ID),
         pl.col(log.join).alias(ID),
         time.cast(pl.Int64).alias(TIME),
         value.cast(pl.Float64).alias(VALUE),
     )
-    with BucketWriter(work.stage(f"events-{name}"), f"{number:05}", work.num_buckets) as buckets:
-        for batch in file_batches(f"source.{name}", log.source, plan, _ROWS):
-            buckets.add(batch, ID)
+    folder = work.stage(f"events-{name}")
+    with BucketWriter(folder, f"{numbers[0]:05}", work.num_buckets) as buckets:
+        for number in numbers:
+            plan = work.event_file(name, number).select(columns)
+            for batch in file_batches(f"source.{name}", log.source, plan, _ROWS):
+                buckets.add(batch, ID)
