@@ -19,6 +19,12 @@ EDGES = (-1.0, 0.0, 1.0)
 MakeFeatures = Callable[..., Path]
 
 
+@pytest.fixture(autouse=True)
+def no_command_leaves_its_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take back what a command run in this process tells Hydra through the environment."""
+    monkeypatch.setenv("HYDRA_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", "0"))
+
+
 @pytest.fixture(scope="session")
 def make_features(tmp_path_factory: pytest.TempPathFactory) -> MakeFeatures:
     """Return a function that writes a features folder with codes, a list, numbers and a chain."""
