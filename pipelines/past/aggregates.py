@@ -55,7 +55,7 @@ def lookup(rows: pl.DataFrame, role: AggregateRole, prior: float, day: int) -> p
         rows: As for `aggregate`.
         role: What to compute.
         prior: The mean that a rate is drawn to.
-        day: The asking day, in days since 1970: `last_day` over all buckets, plus one, so that
+        day: The asking day, in days since 1970: the last that counts, plus one, so that
             all buckets speak of the same moment.
 
     Returns:
@@ -65,21 +65,6 @@ def lookup(rows: pl.DataFrame, role: AggregateRole, prior: float, day: int) -> p
     asked = past.keys.select(pl.col("key").sort()).with_columns(day=pl.lit(day, pl.Int64))
     found = _answers(past, asked, role, prior)
     return found.filter(pl.col("rows") > 0).select("key", "value")
-
-
-def last_day(rows: pl.DataFrame) -> int | None:
-    """Return the last day on which a row with a key counts, in days since 1970."""
-    day = rows.filter(_contributes()).select(_DAY.max()).item()
-    return None if day is None else int(day)
-
-
-def known_total(rows: pl.DataFrame) -> tuple[float, int]:
-    """Return sum and number of the known values of rows that count, with or without a key.
-
-    Added up over all buckets, the one by the other is the prior of a rate.
-    """
-    known = rows.sort("row_id").filter("counts", _IS_KNOWN)["value"].to_numpy()
-    return float(known.sum()), len(known)
 
 
 def _entries(rows: pl.DataFrame, role: AggregateRole) -> pl.DataFrame:

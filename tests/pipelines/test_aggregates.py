@@ -8,7 +8,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from pipelines.dataset.past_roles import AggregateRole
-from pipelines.past.aggregates import aggregate, known_total, last_day, lookup
+from pipelines.past.aggregates import aggregate, lookup
 from pipelines.past.histories import MICROS_PER_DAY
 
 FIRST_DAY = 20_000
@@ -152,7 +152,8 @@ def test_neither_order_nor_buckets_change_a_digit(labels: bool) -> None:
 
 def test_what_a_service_looks_up_is_what_a_row_of_that_day_would_get() -> None:
     rows = log(4)
-    day = (last_day(rows) or 0) + 1
+    counting = rows.filter("counts", pl.col("key").is_not_null())
+    day = int(counting["time"].max() // MICROS_PER_DAY) + 1
     keys = rows.filter("counts")["key"].drop_nulls().unique().sort()
     asking = pl.DataFrame({"row_id": range(10_000, 10_000 + len(keys)), "key": keys}).with_columns(
         time=pl.lit(day * MICROS_PER_DAY), value=pl.lit(None, pl.Float64), counts=pl.lit(False)
@@ -170,22 +171,6 @@ def test_what_a_service_looks_up_is_what_a_row_of_that_day_would_get() -> None:
             assert_frame_equal(found, wanted.filter(count["of_item"] > 0))
 
 
-def test_the_prior_is_the_mean_of_known_values_that_count_over_all_buckets() -> None:
-    rows = log(5, labels=True)
-    counted = rows.filter("counts")["value"].to_list()
-    known = [value for value in counted if value is not None and np.isfinite(value)]
-
-    parts = [known_total(part) for part in rows.iter_slices(700)]
-
-    assert (sum(total for total, _ in parts), sum(n for _, n in parts)) == (sum(known), len(known))
-    assert (
-        last_day(rows)
-        == rows.filter("counts", pl.col("key").is_not_null())
-        .select(pl.col("time").max() // MICROS_PER_DAY)
-        .item()
-    )
-
-
 def test_without_a_past_a_rate_is_the_prior_and_a_mean_unknown() -> None:
     rows = log(6).with_columns(counts=pl.lit(False))
     wanted = {"count": 0.0, "sum": 0.0, "mean": None, "rate": np.float32(PRIOR)}
@@ -194,5 +179,3 @@ def test_without_a_past_a_rate_is_the_prior_and_a_mean_unknown() -> None:
         assert set(aggregate(rows, role(kind), PRIOR)["of_item"]) == {value}
         assert aggregate(rows.clear(), role(kind), PRIOR).is_empty()
         assert lookup(rows, role(kind), PRIOR, FIRST_DAY).is_empty()
-    assert last_day(rows) is None
-    assert known_total(rows) == (0.0, 0)
