@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recsys_moe.modules.domains import DomainExpert
 from recsys_moe.modules.embeddings import Embeddings
+from recsys_moe.modules.gated import Gated, Layer
+from recsys_moe.modules.mixtures import Mixture
 
 
 class Tower(nn.Module):
@@ -31,27 +34,59 @@ class Tower(nn.Module):
 
 
 class MultiTaskModel(nn.Module):
-    """From codes and numbers to one logit per task, P(task given its space)."""
+    """From codes and numbers to one logit per task, P(task given its space).
+
+    The mixture reads the embeddings and the numbers, and where one of its banks asks for them
+    (`reads_raw`) the codes and the numbers once more, as they come. Experts of `domains` come
+    between the mixture and the towers.
+    """
 
     def __init__(
         self,
         embeddings: Embeddings,
-        mixture: nn.Module,
+        mixture: Mixture,
         towers: dict[str, Tower],
         *,
         embedding_dropout: float = 0.0,
+        reads_raw: bool = False,
+        domains: Sequence[DomainExpert] = (),
     ) -> None:
         super().__init__()
+        self.domains = nn.ModuleList(domains)
         self.embeddings, self.mixture = embeddings, mixture
         self.tasks = tuple(towers)
         self.towers = nn.ModuleList(towers.values())  # a task's name may hold a dot
-        self.embedding_dropout = embedding_dropout
+        self.embedding_dropout, self.reads_raw = embedding_dropout, reads_raw
 
     def forward(self, codes_BS: Tensor, numbers_BK: Tensor) -> dict[str, Tensor]:
         """Return the tasks' logits, (B,) each, from int32 codes and float32 numbers."""
+        x_BD = self._input(codes_BS, numbers_BK)
+        return self._logits(self.mixture(x_BD), x_BD, codes_BS)
+
+    def routed(
+        self, codes_BS: Tensor, numbers_BK: Tensor
+    ) -> tuple[dict[str, Tensor], tuple[Gated, ...]]:
+        """Return the tasks' logits, and what each gate decided."""
+        x_BD = self._input(codes_BS, numbers_BK)
+        mixed, gated = self.mixture.routed(x_BD)
+        return self._logits(mixed, x_BD, codes_BS), gated
+
+    def layers(self) -> tuple[Layer, ...]:
+        """Return the layers of experts, none where there is no gate."""
+        return self.mixture.layers()
+
+    def _input(self, codes_BS: Tensor, numbers_BK: Tensor) -> Tensor:
         e_BD = F.dropout(self.embeddings(codes_BS), self.embedding_dropout, self.training)
-        x_BD = torch.cat([e_BD, numbers_BK.to(e_BD.dtype)], dim=1)
-        mixed = self.mixture(x_BD)
+        parts = [e_BD, numbers_BK.to(e_BD.dtype)]
+        if self.reads_raw:
+            parts += [codes_BS.to(e_BD.dtype), numbers_BK.to(e_BD.dtype)]
+        return torch.cat(parts, dim=1)
+
+    def _logits(
+        self, mixed: tuple[Tensor, ...], x_BD: Tensor, codes_BS: Tensor
+    ) -> dict[str, Tensor]:
+        for domain in self.domains:
+            mixed = domain(mixed, x_BD, codes_BS)
         return {
             task: tower(h_BH)
             for task, tower, h_BH in zip(self.tasks, self.towers, mixed, strict=True)
@@ -71,3 +106,13 @@ class SeparateModels(nn.Module):
         for model in self.models:
             logits |= model(codes_BS, numbers_BK)
         return logits
+
+    def routed(
+        self, codes_BS: Tensor, numbers_BK: Tensor
+    ) -> tuple[dict[str, Tensor], tuple[Gated, ...]]:
+        """Return the tasks' logits; there is no gate."""
+        return self(codes_BS, numbers_BK), ()
+
+    def layers(self) -> tuple[Layer, ...]:
+        """Return nothing: there is no gate."""
+        return ()

@@ -2,15 +2,20 @@
 
 A multiply-add counts as two FLOPs, as everywhere in the literature; only products count (those that
 `torch.utils.flop_counter` counts, and the sums weighted by gates), not biases and activations.
+
+What one row uses is the most that it can use: K experts a gate, an expert that several gates choose
+counted once, and gates that differ as far as their experts allow.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from torch import nn
 
 from recsys_moe.errors import RequestError
-from recsys_moe.moe.accounts_parts import Part, parts_of
+from recsys_moe.moe.accounts_parts import Choice, Part, Piece, pieces_of
+from recsys_moe.moe.accounts_union import largest_union
 from recsys_moe.spec import FeatureSpec
 
 
@@ -23,9 +28,10 @@ class Account:
         embedding_parameters: The tables' numbers.
         network_parameters: All others.
         active_embedding_parameters: The tables' numbers that one row looks up, a row a code slot.
-        active_network_parameters: The others that one row is computed with: of an expert bank
-            behind a sparse gate k / E (at most k, where the router adapts its number).
-        flops_per_row: Twice the multiply-adds of one row's forward pass.
+        active_network_parameters: The most of the others that one row is computed with.
+        flops_per_row: Twice the multiply-adds of one row's forward pass, at most.
+        dense_flops_per_row: The same where every expert is computed on every row.
+        uncounted: Frozen experts whose arithmetic is not known: it is in neither number of FLOPs.
     """
 
     tasks: tuple[str, ...]
@@ -34,6 +40,8 @@ class Account:
     active_embedding_parameters: int
     active_network_parameters: int
     flops_per_row: int
+    dense_flops_per_row: int
+    uncounted: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -50,37 +58,60 @@ def account(model: nn.Module, tasks: Sequence[str] | None = None) -> Account:
     """Return what a model costs for some of its tasks.
 
     Args:
-        model: One of this project's models, or a module that knows its own parts
-            (`accounts_parts.HasParts`).
+        model: One of this project's models, or a module that knows its own pieces
+            (`accounts_parts.HasPieces`).
         tasks: Names of tasks; None for all.
 
     Raises:
         RequestError: A task that the model has not, or a module whose cost is not known.
     """
-    parts = parts_of(model)
-    known = _tasks_in_order(parts)
-    wanted = known if tasks is None else tuple(tasks)
-    for task in wanted:
-        if task not in known:
-            raise RequestError("tasks", wanted=", ".join(known), got=repr(task), choices=known)
-    used = [part for part in parts if not part.tasks.isdisjoint(wanted)]
-    tables = _sums(part for part in used if part.is_embedding)
-    network = _sums(part for part in used if not part.is_embedding)
-    return Account(
-        tasks=wanted,
-        embedding_parameters=tables[0],
-        network_parameters=network[0],
-        active_embedding_parameters=tables[1],
-        active_network_parameters=network[1],
-        flops_per_row=sum(part.flops for part in used),
-    )
+    return _account(pieces_of(model), tasks)
 
 
 def accounts(model: nn.Module) -> list[Account]:
     """Return each task's account, then that of all tasks together."""
-    tasks = _tasks_in_order(parts_of(model))
-    each = [account(model, (task,)) for task in tasks]
-    return each if len(tasks) == 1 else [*each, account(model, tasks)]
+    pieces = pieces_of(model)
+    tasks = _tasks_in_order(pieces)
+    each = [_account(pieces, (task,)) for task in tasks]
+    return each if len(tasks) == 1 else [*each, _account(pieces, tasks)]
+
+
+def records(rows: Sequence[Account]) -> list[dict[str, Any]]:
+    """Return accounts as plain values, for JSON."""
+    return [
+        {
+            "tasks": list(row.tasks),
+            "parameters": row.parameters,
+            "active_parameters": row.active_parameters,
+            **{name: value for name, value in asdict(row).items() if name != "tasks"},
+            "uncounted": list(row.uncounted),
+        }
+        for row in rows
+    ]
+
+
+def output_records(
+    model: nn.Module, spec: FeatureSpec, outputs: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return each output's account as plain values, then that of all outputs together.
+
+    Args:
+        model: The model of that spec.
+        spec: The feature spec.
+        outputs: Names as in an artifact; see `tasks_of`.
+
+    Raises:
+        RequestError: An output that the spec has not.
+    """
+    groups = [[output] for output in outputs]
+    if len(groups) > 1:
+        groups.append(list(outputs))
+    pieces = pieces_of(model)
+    rows = [_account(pieces, tasks_of(spec, group)) for group in groups]
+    return [
+        {"outputs": group} | {name: value for name, value in record.items() if name != "tasks"}
+        for group, record in zip(groups, records(rows), strict=True)
+    ]
 
 
 def tasks_of(spec: FeatureSpec, outputs: Iterable[str]) -> tuple[str, ...]:
@@ -109,7 +140,15 @@ def tasks_of(spec: FeatureSpec, outputs: Iterable[str]) -> tuple[str, ...]:
 
 def table(rows: Sequence[Account]) -> str:
     """Lay accounts out as a Markdown table, one line each; several tasks are joined by a plus."""
-    head = ("outputs", "embeddings", "network", "active embeddings", "active network", "FLOPs/row")
+    head = (
+        "outputs",
+        "embeddings",
+        "network",
+        "active embeddings",
+        "active network",
+        "FLOPs/row",
+        "if dense",
+    )
     body = [
         (
             " + ".join(row.tasks),
@@ -117,7 +156,8 @@ def table(rows: Sequence[Account]) -> str:
             f"{row.network_parameters:,}",
             f"{row.active_embedding_parameters:,}",
             f"{row.active_network_parameters:,}",
-            f"{row.flops_per_row:,}",
+            f"{row.flops_per_row:,}{' + frozen' * bool(row.uncounted)}",
+            f"{row.dense_flops_per_row:,}{' + frozen' * bool(row.uncounted)}",
         )
         for row in rows
     ]
@@ -133,18 +173,34 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     return f"| {' | '.join(padded)} |"
 
 
-def _tasks_in_order(parts: Sequence[Part]) -> tuple[str, ...]:
-    """Return the tasks as the parts first name them one by one, towers in the model's order."""
-    alone = [task for part in parts if len(part.tasks) == 1 for task in part.tasks]
-    together = sorted(task for part in parts for task in part.tasks)
+def _account(pieces: Sequence[Piece], tasks: Sequence[str] | None) -> Account:
+    known = _tasks_in_order(pieces)
+    wanted = known if tasks is None else tuple(tasks)
+    for task in wanted:
+        if task not in known:
+            raise RequestError("tasks", wanted=", ".join(known), got=repr(task), choices=known)
+    used = [piece for piece in pieces if not piece.tasks.isdisjoint(wanted)]
+    parts = [piece for piece in used if isinstance(piece, Part)]
+    choices = [piece for piece in used if isinstance(piece, Choice)]
+    experts = {expert.name: expert for choice in choices for expert in choice.experts}.values()
+    tables = [part for part in parts if part.looked_up is not None]
+    network = sum(part.parameters for part in parts if part.looked_up is None)
+    return Account(
+        tasks=wanted,
+        embedding_parameters=sum(part.parameters for part in tables),
+        network_parameters=network + sum(expert.parameters for expert in experts),
+        active_embedding_parameters=sum(part.looked_up or 0 for part in tables),
+        active_network_parameters=network + largest_union(choices, lambda e: e.parameters),
+        flops_per_row=sum(part.flops for part in parts) + largest_union(choices, lambda e: e.flops),
+        dense_flops_per_row=sum(part.dense_flops or part.flops for part in parts)
+        + sum(expert.flops for expert in experts),
+        uncounted=tuple(expert.name for expert in experts if not expert.counted),
+    )
+
+
+def _tasks_in_order(pieces: Iterable[Piece]) -> tuple[str, ...]:
+    """Return the tasks as the pieces first name them one by one, towers in the model's order."""
+    found = list(pieces)
+    alone = [task for piece in found if len(piece.tasks) == 1 for task in piece.tasks]
+    together = sorted(task for piece in found for task in piece.tasks)
     return tuple(dict.fromkeys([*alone, *together]))
-
-
-def _sums(parts: Iterable[Part]) -> tuple[int, int]:
-    """Return parameters and active parameters; parts of one name are one thing used again."""
-    stored: dict[str, int] = {}
-    active: dict[str, int] = {}
-    for part in parts:
-        stored[part.name] = part.parameters
-        active[part.name] = active.get(part.name, 0) + part.active
-    return sum(stored.values()), sum(min(used, stored[name]) for name, used in active.items())

@@ -3,6 +3,7 @@ r"""Banks of different kinds under one numbering, each reading all of the input 
 Shapes: N rows, R rows sorted by expert, E experts, C rows an expert, D input width, O output width.
 """
 
+import copy
 from collections.abc import Iterable, Sequence
 from typing import cast
 
@@ -38,6 +39,7 @@ class HeteroBank(nn.Module):
         input_width: int | None = None,
         output_width: int | None = None,
         features: Sequence[Sequence[slice] | None] | None = None,
+        num_shut: int = 0,
     ) -> None:
         """Put banks in a row.
 
@@ -47,15 +49,18 @@ class HeteroBank(nn.Module):
             output_width: O, the first bank's if None.
             features: For each bank None, or the slices of the input's columns that it reads, side
                 by side in that order.
+            num_shut: How many of the last banks are only kept, neither computed nor counted.
 
         Raises:
-            RequestError: No bank, or a bank whose input width is not that of what it reads.
+            RequestError: No bank that is not shut, or a bank whose input width is not that of what
+                it reads.
         """
         super().__init__()
         features = [None] * len(banks) if features is None else features
-        if not banks or len(features) != len(banks):
+        if not 0 <= num_shut < len(banks) or len(features) != len(banks):
             wanted, got = "at least one, and an entry each", f"{len(banks)} and {len(features)}"
             raise RequestError("banks and features", wanted=wanted, got=got)
+        self.num_shut = num_shut
         whole = [b.input_width for b, f in zip(banks, features, strict=True) if f is None]
         if input_width is None and not whole:
             raise RequestError("input_width", wanted="a number, as no bank reads all", got="none")
@@ -70,8 +75,8 @@ class HeteroBank(nn.Module):
                 raise RequestError(f"bank {number}", wanted=wanted, got=str(bank.input_width))
         self.banks = nn.ModuleList(banks)
         self.input_width, self.output_width = width, output_width or banks[0].output_width
-        self.num_experts = sum(bank.num_experts for bank in banks)
-        self.sizes = [bank.num_experts for bank in banks]
+        self.sizes = [bank.num_experts for bank in banks][: len(banks) - num_shut]
+        self.num_experts = sum(self.sizes)
         self.projections = nn.ModuleList(
             nn.Identity()
             if bank.output_width == self.output_width
@@ -82,7 +87,7 @@ class HeteroBank(nn.Module):
     def forward(self, x_ND: Tensor) -> Tensor:
         """Return every expert's output on every row, (N, E, O)."""
         return torch.cat(
-            [project(bank(_columns(x_ND, spans))) for bank, project, spans in self._parts()],
+            [project(bank(_columns(x_ND, spans))) for bank, project, spans in self.parts()],
             dim=1,
         )
 
@@ -92,7 +97,7 @@ class HeteroBank(nn.Module):
         return torch.cat(
             [
                 project(bank.batched(_columns(own_ECD, spans)))
-                for (bank, project, spans), own_ECD in zip(self._parts(), own, strict=True)
+                for (bank, project, spans), own_ECD in zip(self.parts(), own, strict=True)
             ]
         )
 
@@ -107,7 +112,7 @@ class HeteroBank(nn.Module):
         turned so that its own come first, and computes only those.
         """
         how = ("split" if rows_RD.device.type == "cpu" else "grouped") if how == "auto" else how
-        parts = list(zip(self._parts(), torch.split(ends_E, self.sizes), strict=True))
+        parts = list(zip(self.parts(), torch.split(ends_E, self.sizes), strict=True))
         num_rows = rows_RD.shape[0]
         if how == "split":
             outs, first = [], 0
@@ -133,14 +138,45 @@ class HeteroBank(nn.Module):
             first_row = end_E[-1]
         return out_RO
 
-    def _parts(self) -> list[tuple[Bank, nn.Module, Spans | None]]:
+    def parts(self) -> list[tuple[Bank, nn.Module, Spans | None]]:
+        """Return the banks that are not shut, with their projections and what they read."""
         banks = cast(Iterable[Bank], self.banks)
-        return list(zip(banks, self.projections, self.spans, strict=True))
+        every = list(zip(banks, self.projections, self.spans, strict=True))
+        return every[: len(every) - self.num_shut]
+
+    def keep(self, indices: Sequence[int]) -> "HeteroBank":
+        """Return a new bank of these experts in their order, and of those that are shut.
+
+        Raises:
+            RequestError: No index, one twice or out of order, or one that is no expert's.
+        """
+        known = set(range(self.num_experts))
+        if not indices or list(indices) != sorted(set(indices)) or not known.issuperset(indices):
+            wanted = f"different experts from 0 to {self.num_experts - 1}, in order"
+            raise RequestError("keep", wanted=wanted, got=repr(list(indices)))
+        new, first, kept = copy.copy(self), 0, []
+        for number, (bank, _, _) in enumerate(self.parts()):
+            mine = [e - first for e in indices if first <= e < first + bank.num_experts]
+            first += bank.num_experts
+            if mine:
+                whole = len(mine) == bank.num_experts
+                kept.append((number, bank if whole else bank.keep(mine)))
+        last = len(self.banks) - self.num_shut
+        kept += enumerate(cast(list[Bank], list(self.banks)[last:]), last)
+        new._modules = dict(self._modules)
+        new.banks = nn.ModuleList(bank for _, bank in kept)
+        new.projections = nn.ModuleList(self.projections[number] for number, _ in kept)
+        new.spans = tuple(self.spans[number] for number, _ in kept)
+        new.sizes = [bank.num_experts for _, bank in kept][: len(kept) - self.num_shut]
+        new.num_experts = sum(new.sizes)
+        return new
 
     @property
     def weights_per_expert(self) -> int:
         """The number of parameters of an average expert."""
-        return sum(parameter.numel() for parameter in self.parameters()) // self.num_experts
+        modules = [module for bank, project, _ in self.parts() for module in (bank, project)]
+        total = sum(p.numel() for module in modules for p in module.parameters())
+        return total // self.num_experts
 
 
 def _span(part: slice, width: int) -> tuple[int, int]:

@@ -5,7 +5,8 @@ Shapes: T tasks (gates), E experts.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import add
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,16 +109,31 @@ class Health:
         columns = zip(*self.shares, strict=True)
         return tuple(self.tasks[column.index(max(column))] for column in columns)
 
-    def metrics(self) -> dict[str, float]:
-        """Return one number for each name, for a log."""
-        total = sum(self.load) or 1.0
-        found = {
+    def __add__(self, later: "Health") -> "Health":
+        """Return the numbers of two intervals as of one; outputs as they were seen last."""
+        seen = self if later.zero_share is None else later
+        return replace(
+            seen,
+            rows=tuple(map(add, self.rows, later.rows)),
+            counts=_sums(self.counts, later.counts),
+            mass=_sums(self.mass, later.mass),
+            probs=_sums(self.probs, later.probs),
+        )
+
+    def summary(self) -> dict[str, float]:
+        """Return what says in five numbers how the experts are used."""
+        return {
             "gate_entropy": self.gate_entropy,
             "effective_experts": self.effective_experts,
             "max_vio": self.max_vio,
             "dead_experts": float(len(self.dead())),
             "slots_per_row": sum(self.load) / (sum(self.rows) or 1.0),
         }
+
+    def metrics(self) -> dict[str, float]:
+        """Return one number for each name, for a log."""
+        total = sum(self.load) or 1.0
+        found = self.summary()
         columns: dict[str, Sequence[float]] = {"load": [c / total for c in self.load]}
         if len(self.tasks) > 1:
             columns["occupancy"] = self.occupancy
@@ -130,6 +146,12 @@ class Health:
         for column, values in columns.items():
             found |= {f"{column}/{e}": value for e, value in enumerate(values)}
         return {f"{self.name}/{key}": value for key, value in found.items()}
+
+
+def _sums(
+    first: tuple[tuple[float, ...], ...], second: tuple[tuple[float, ...], ...]
+) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(map(add, a, b)) for a, b in zip(first, second, strict=True))
 
 
 def _entropy(weights: Sequence[float]) -> float:

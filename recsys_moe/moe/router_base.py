@@ -3,8 +3,9 @@ r"""What all routers share: full precision, experts out of sight, ties and masks
 Shapes: N rows, D input width, E experts, K slots of a row.
 """
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +27,19 @@ class Router(nn.Module):
         not_exportable_because: The reason, where it is not.
         mixes: Whether `mix(x_ND, bank, mask_N)` returns the mixture (N, O) and the routing, and is
             the way to compute it; else a routing and a bank are all there is to combine.
+        blends: Whether experts see blends of rows, so that `mix` is the only way to compute it.
+        fixed_because: Why its experts cannot become more or fewer; nothing where they can.
+        balance: The losses that a training adds unless told otherwise, by name with coefficients
+            (`BalanceLosses`); none where a gate is dense or balanced by other means.
         visible: bool (E,), the experts that this router may choose; None for all.
     """
 
     exportable: ClassVar[bool] = True
     not_exportable_because: ClassVar[str] = ""
     mixes: ClassVar[bool] = False
+    blends: ClassVar[bool] = False
+    fixed_because: ClassVar[str] = "its scores are not one linear map"
+    balance: Mapping[str, float] = {}
     visible: Tensor | None
 
     def __init__(
@@ -77,6 +85,14 @@ class Router(nn.Module):
         """Return the mixture (N, O) and the routing; only routers that mix themselves do."""
         raise NotImplementedError
 
+    def grow(self, num_experts: int, *, is_open: bool = True) -> None:
+        """Add experts; only routers whose logits are one linear map can."""
+        raise cannot_change(self, self.fixed_because)
+
+    def keep(self, experts: Sequence[int]) -> None:
+        """Forget all experts but these; only routers whose logits are one linear map can."""
+        raise cannot_change(self, self.fixed_because)
+
     def hide(self, scores_NE: Tensor) -> Tensor:
         """Return scores with -inf at the experts out of sight."""
         if self.visible is None:
@@ -85,7 +101,12 @@ class Router(nn.Module):
 
 
 class LinearRouter(Router):
-    r"""A router whose logits are :math:`l = (W x + b) / \tau`, with a constant temperature."""
+    r"""A router whose logits are :math:`l = (W x + b) / \tau`, with a constant temperature.
+
+    Experts that are added later have a map of their own beside W, so that W stays what it is.
+    """
+
+    fixed_because: ClassVar[str] = ""
 
     def __init__(
         self,
@@ -100,10 +121,82 @@ class LinearRouter(Router):
         if not temperature > 0:
             raise RequestError("temperature", wanted="more than 0", got=f"{temperature}")
         self.linear, self.temperature = nn.Linear(width, num_experts, bias=bias), temperature
+        self.added = nn.ModuleList()
+        self.num_open = 0
 
     def logits(self, x_ND: Tensor) -> Tensor:
         """Return the logits, (N, E), -inf at experts out of sight."""
-        return self.hide(full_linear(self.linear, x_ND) / self.temperature)
+        l_NE = full_linear(self.linear, x_ND)
+        if self.num_open:
+            more = [full_linear(linear, x_ND) for linear in self.opened()]
+            l_NE = torch.cat([l_NE, *more], dim=-1)
+        return self.hide(l_NE / self.temperature)
+
+    def opened(self) -> Sequence[nn.Linear]:
+        """Return the maps of the added experts that count."""
+        return cast(Sequence[nn.Linear], list(self.added)[: self.num_open])
+
+    def grow(self, num_experts: int, *, is_open: bool = True) -> None:
+        """Add experts after those there are, with a linear map of their own, bias included.
+
+        Args:
+            num_experts: How many.
+            is_open: Whether they count; else the map is only kept, and routes nothing.
+
+        Raises:
+            RequestError: A kind of router whose experts are given once, or some are out of sight.
+        """
+        self._check_free()
+        self.added.append(nn.Linear(self.width, num_experts))
+        if is_open:
+            self.num_open += 1
+            self._resized(self.num_experts + num_experts)
+
+    def keep(self, experts: Sequence[int]) -> None:
+        """Forget all experts but these, numbered anew in their order.
+
+        Raises:
+            RequestError: As `grow`, or fewer experts than a row uses.
+        """
+        self._check_free()
+        closed, first, kept = list(self.added)[self.num_open :], 0, []
+        for linear in [self.linear, *self.opened()]:
+            rows = [e - first for e in experts if first <= e < first + linear.out_features]
+            first += linear.out_features
+            kept.append(_rows(linear, rows))
+        self.linear, added = kept[0], [linear for linear in kept[1:] if linear.out_features]
+        self.added, self.num_open = nn.ModuleList([*added, *closed]), len(added)
+        self._resized(len(experts))
+
+    def _resized(self, num_experts: int) -> None:
+        """Take note of another number of experts."""
+        self.num_experts = self.num_visible = num_experts
+
+    def _check_free(self) -> None:
+        reason = self.fixed_because or ("some are out of sight" if self.visible is not None else "")
+        if reason:
+            raise cannot_change(self, reason)
+
+
+def cannot_change(router: Router, reason: str) -> RequestError:
+    """Return what to say of a router whose experts cannot become more or fewer."""
+    return RequestError(
+        "router",
+        wanted="one whose experts can become more or fewer (softmax, top_k, switch, top_p, "
+        "sigmoid)",
+        got=f"{type(router).__name__}: {reason}",
+    )
+
+
+def _rows(linear: nn.Linear, rows: Sequence[int]) -> nn.Linear:
+    """Return a linear map to some of the outputs."""
+    new = copy.copy(linear)
+    new._parameters = {
+        name: None if p is None else nn.Parameter(p.detach()[list(rows)], p.requires_grad)
+        for name, p in linear._parameters.items()
+    }
+    new.out_features = len(rows)
+    return new
 
 
 def device_kind(x: Tensor) -> str:
@@ -147,9 +240,10 @@ def check_k(k: int, num_visible: int, *, renormalise: bool, name: str = "k") -> 
     """Refuse a k that cannot be had, and the one that would leave a router nothing to learn.
 
     Raises:
-        RequestError: k outside 1..visible experts, or one expert with weights that sum to one.
+        RequestError: No whole number from 1 to the visible experts, or one expert with weights that
+            sum to one.
     """
-    if not 1 <= k <= num_visible:
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= num_visible:
         raise RequestError(
             name, wanted=f"1 to {num_visible}, the experts that the router sees", got=f"{k}"
         )

@@ -5,6 +5,7 @@ Shapes: N rows, D input width, R width of the sphere, E experts, K slots of a ro
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +23,16 @@ class CosineRouter(Router):
     .. math:: l_e = \cos(P x, v_e) / \tau, \qquad \tau = \tau_{\min} + e^{t}
 
     Logits stay within :math:`\pm 1/\tau`, whatever the length of a row. The temperature has a floor
-    that it approaches without ever losing its gradient; its parameter t should not decay.
+    that it approaches without ever losing its gradient. With a k there is Switch's balance loss, as
+    in the paper.
+
+    Attributes:
+        no_weight_decay: The parameter t: decay would pull the temperature to its floor plus one.
     """
 
-    no_weight_decay = ("log_temperature",)
+    no_weight_decay: ClassVar[tuple[str, ...]] = ("log_temperature",)
+
+    fixed_because = "its logits are bounded, so that an added expert cannot start out small"
 
     def __init__(
         self,
@@ -67,6 +74,7 @@ class CosineRouter(Router):
         if k is not None:
             check_k(k, self.num_visible, renormalise=renormalise)
         self.k, self.renormalise, self.lowest_temperature = k, renormalise, lowest_temperature
+        self.balance = {} if k is None else {"switch": 0.01}
         self.projection = nn.Linear(width, sphere_width, bias=False)
         self.directions_ER = nn.Parameter(
             F.normalize(torch.randn(num_experts, sphere_width), dim=-1)

@@ -3,7 +3,7 @@ r"""DSelect-k: a sparse gate that is smooth in its parameters.
 Shapes: N rows, D input width, E experts, J single-expert selectors, M bits of an expert's number.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +27,22 @@ class DSelectKRouter(Router):
     with :math:`c_b(e)` the bits of e, most significant first (Hazimeh et al., NeurIPS 2021; z and
     :math:`\alpha` linear in the row and starting values as in the published code). A selector with
     all bits decided has one expert, so that a row has at most k; `selector_entropy` leads there.
+    The paper's gates for several tasks are static: z and :math:`\alpha` are numbers learnt for the
+    task, the same for all rows (`per_row=False`).
 
     Where codes outnumber the experts in sight, some mass lies on codes of no expert. Training sees
     it, with `unreachable_mass` as the paper's penalty against it; in evaluation the weights are
     divided by their sum (even weights, where nothing is left).
+
+    The balance losses are the paper's; it tunes their coefficients for each data set, these are
+    ours, small enough to let the tasks' losses lead.
     """
+
+    fixed_because = "its experts are the words of a binary code"
+    balance: Mapping[str, float] = {
+        "selector_entropy": 0.001,
+        "unreachable_mass": 0.01,
+    }
 
     def __init__(
         self,
@@ -40,6 +51,7 @@ class DSelectKRouter(Router):
         k: int,
         *,
         gamma: float = 1.0,
+        per_row: bool = True,
         visible: Sequence[bool] | None = None,
     ) -> None:
         """Initialise the bits near one half, as the published code does.
@@ -49,6 +61,7 @@ class DSelectKRouter(Router):
             num_experts: Experts in all, E, at least 2.
             k: Selectors, J: the most experts of a row once all bits are decided.
             gamma: Width of the smooth part of a bit.
+            per_row: Whether the choice depends on the row; else it is the router's alone.
             visible: Which experts the router may choose, one bool an expert; None for all.
 
         Raises:
@@ -63,17 +76,17 @@ class DSelectKRouter(Router):
             raise RequestError("gamma", wanted="more than 0", got=f"{gamma}")
         self.k, self.gamma, self.num_bits = k, gamma, (num_experts - 1).bit_length()
         self.leaks = self.num_visible < 2**self.num_bits
-        self.bits = nn.Linear(width, k * self.num_bits)
-        self.alpha = nn.Linear(width, k)
+        self.bits = nn.Linear(width, k * self.num_bits) if per_row else Constant(k * self.num_bits)
+        self.alpha = nn.Linear(width, k) if per_row else Constant(k)
         for layer, bound in ((self.bits, gamma / 100), (self.alpha, 0.05)):
-            nn.init.uniform_(layer.weight, -bound, bound)
-            nn.init.uniform_(layer.bias, -bound, bound)
+            for parameter in layer.parameters():
+                nn.init.uniform_(parameter, -bound, bound)
 
     def route(self, x_ND: Tensor) -> Routing:
         """Return a dense routing whose `kept` are the weights above 0, with its `selectors`."""
-        z_NJM = torch.unflatten(full_linear(self.bits, x_ND), -1, (self.k, self.num_bits))
+        z_NJM = torch.unflatten(_read(self.bits, x_ND), -1, (self.k, self.num_bits))
         q_NJE = self._spell(smooth_step(z_NJM, self.gamma))
-        mix_NJ1 = full_linear(self.alpha, x_ND).softmax(-1).unsqueeze(-1)
+        mix_NJ1 = _read(self.alpha, x_ND).softmax(-1).unsqueeze(-1)
         g_NE = (mix_NJ1 * q_NJE).sum(1)
         probs_NE = self._share(g_NE) if self.leaks else g_NE
         w_NE = g_NE if self.training else probs_NE
@@ -105,6 +118,19 @@ class DSelectKRouter(Router):
         return torch.where(left_N1, g_NE, shown_NE) / torch.where(
             left_N1, total_N1, shown_NE.sum(-1, keepdim=True)
         )
+
+
+class Constant(nn.Module):
+    """Learnt numbers, the same for every row: a linear layer without its weight."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        """Return the numbers once a row, float32 or wider."""
+        kind = torch.promote_types(x_ND.dtype, self.bias.dtype)
+        return self.bias.to(torch.promote_types(kind, torch.float32)).expand(x_ND.shape[0], -1)
 
 
 def smooth_step(t: Tensor, gamma: float) -> Tensor:
@@ -149,6 +175,11 @@ def unreachable_mass(routing: Routing, mask_N: Tensor | None = None) -> Tensor:
         RequestError: The routing has no selectors.
     """
     return _mean((1 / _selectors(routing).sum(-1).clamp(min=_TINY)).sum(-1), mask_N)
+
+
+def _read(layer: nn.Linear | Constant, x_ND: Tensor) -> Tensor:
+    read_NX: Tensor = full_linear(layer, x_ND) if isinstance(layer, nn.Linear) else layer(x_ND)
+    return read_NX
 
 
 def _selectors(routing: Routing) -> Tensor:

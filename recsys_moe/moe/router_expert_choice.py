@@ -35,6 +35,7 @@ class ExpertChoiceRouter(LinearRouter):
     The routing is dense, with `kept` at the chosen pairs; `mix` computes those pairs alone.
     """
 
+    fixed_because = "with another number of experts each of the others takes another number of rows"
     exportable, mixes = False, True
     not_exportable_because = (
         "expert choice ranks the rows of a batch against each other: "

@@ -20,8 +20,11 @@ class HierarchicalRouter(Router):
 
     Shazeer et al., 2017, appendix B, equation 12. Expert e of group g has the number g S + e. Both
     gates are softmaxes, dense or over their k largest; `probs` are the products of the full ones
-    and `logits` their logarithms.
+    and `logits` their logarithms. Where something is left out, the balance loss is the paper's
+    importance.
     """
+
+    fixed_because = "its experts stand in groups of one size"
 
     def __init__(
         self,
@@ -65,6 +68,8 @@ class HierarchicalRouter(Router):
         _check_kept("experts_kept", experts_kept, min(open_groups), renormalise)
         self.num_groups, self.groups_kept = num_groups, groups_kept
         self.experts_kept, self.renormalise = experts_kept, renormalise
+        if groups_kept is not None or experts_kept is not None:
+            self.balance = {"importance": 0.1}
         self.outer = nn.Linear(width, num_groups, bias=bias)
         self.inner = nn.Linear(width, num_experts, bias=bias)
 
@@ -103,7 +108,7 @@ class HierarchicalRouter(Router):
 def _check_kept(name: str, kept: int | None, seen: int, renormalise: bool) -> None:
     if kept is None:
         return
-    if not 1 <= kept <= seen:
+    if isinstance(kept, bool) or not isinstance(kept, int) or not 1 <= kept <= seen:
         raise RequestError(name, wanted=f"1 to {seen}, as many as there are to see", got=f"{kept}")
     if kept == 1 and seen > 1 and renormalise:
         raise RequestError(

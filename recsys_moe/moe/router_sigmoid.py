@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recsys_moe.errors import RequestError
-from recsys_moe.moe.router_base import LinearRouter, check_k, first_largest
+from recsys_moe.moe.router_base import LinearRouter, cannot_change, check_k, first_largest
 from recsys_moe.moe.routing import Routing
 
 
@@ -86,7 +86,7 @@ class SigmoidRouter(LinearRouter):
         logits_NE = self.logits(x_ND)
         log_s_NE = self.hide(F.logsigmoid(logits_NE))
         s_NE = log_s_NE.exp()
-        index_NK = first_largest(self._selectable(s_NE + self.selection_bias), self.k)
+        index_NK = first_largest(self._selectable(s_NE + self.biases()), self.k)
         if self.renormalise:
             w_NK = log_s_NE.gather(-1, index_NK).softmax(-1)
         else:
@@ -97,6 +97,46 @@ class SigmoidRouter(LinearRouter):
             probs=log_s_NE.softmax(-1),
             logits=logits_NE,
         )
+
+    def grow(self, num_experts: int, *, is_open: bool = True) -> None:
+        """Add experts with a selection bias of their own, in `added_bias_N`."""
+        super().grow(num_experts, is_open=is_open)
+        name = f"added_bias_{len(self.added) - 1}"
+        self.register_buffer(name, self.selection_bias.new_zeros(num_experts))
+
+    def keep(self, experts: Sequence[int]) -> None:
+        """Forget all experts but these, and their selection biases."""
+        biases, num_added = self._biases(), len(self.added)
+        closed = [self.get_buffer(f"added_bias_{n}") for n in range(self.num_open, num_added)]
+        super().keep(experts)
+        first, kept = 0, []
+        for bias in biases:
+            kept.append(bias[[e - first for e in experts if first <= e < first + len(bias)]])
+            first += len(bias)
+        for number in range(num_added):
+            delattr(self, f"added_bias_{number}")
+        self.selection_bias = kept[0]
+        for number, bias in enumerate([*(bias for bias in kept[1:] if len(bias)), *closed]):
+            self.register_buffer(f"added_bias_{number}", bias)
+
+    def biases(self) -> Tensor:
+        """Return the selection biases of all experts, (E,)."""
+        parts = self._biases()
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _biases(self) -> list[Tensor]:
+        """Return the selection biases of the first experts, and of the added ones that count."""
+        added = [self.get_buffer(f"added_bias_{number}") for number in range(self.num_open)]
+        return [self.selection_bias, *added]
+
+    def _resized(self, num_experts: int) -> None:
+        check_k(self.k, num_experts, renormalise=self.renormalise)
+        super()._resized(num_experts)
+
+    def _check_free(self) -> None:
+        if self.num_groups > 1:
+            raise cannot_change(self, "its experts stand in groups of one size")
+        super()._check_free()
 
     @torch.no_grad()
     def update_bias(self, counts_E: Tensor, rate: float = 1e-3) -> None:
@@ -119,7 +159,10 @@ class SigmoidRouter(LinearRouter):
         else:
             counts_E = counts_E * self.visible
             gap_E = (counts_E.sum() / self.num_visible - counts_E) * self.visible
-        self.selection_bias += rate * torch.sign(gap_E).to(self.selection_bias.dtype)
+        biases = self._biases()
+        steps = torch.split(rate * torch.sign(gap_E), [len(bias) for bias in biases])
+        for bias, step in zip(biases, steps, strict=True):
+            bias += step.to(bias.dtype)
 
     def _selectable(self, scores_NE: Tensor) -> Tensor:
         """Return biased scores, -inf where an expert is out of sight or of its groups."""

@@ -25,7 +25,8 @@ class SoftMoERouter(Router):
     experts do not see rows, combining their outputs on rows by it is another function.
     """
 
-    exportable, mixes = False, True
+    fixed_because = "its experts share out every row, so that one more changes what all see"
+    exportable, mixes, blends = False, True, True
     not_exportable_because = (
         "soft MoE blends the rows of a batch into the inputs of its experts: "
         "a row's score would depend on the rows that it is scored with"

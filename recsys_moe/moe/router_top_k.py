@@ -3,7 +3,7 @@ r"""The k best experts of a row: renormalised (Mixtral), not (Switch), or chosen
 Shapes: N rows, D input width, E experts, K slots of a row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +22,14 @@ class TopKRouter(LinearRouter):
         \quad\text{renormalised,}\qquad w_i = p_i \quad\text{not.}
 
     The first is Mixtral's (Jiang et al., 2024, section 2.1), the second Switch's (Fedus et al.,
-    2021, equations 1 and 2), with k = 1 there.
+    2021, equations 1 and 2), with k = 1 there. Its balance loss has Switch's coefficient (section
+    2.2); Mixtral's is left to its trainer.
 
     >>> TopKRouter(8, 4, k=2)(torch.zeros(1, 8)).index  # a tie: the first ones
     tensor([[0, 1]])
     """
+
+    balance: Mapping[str, float] = {"switch": 0.01}
 
     def __init__(
         self,
@@ -62,6 +65,10 @@ class TopKRouter(LinearRouter):
         """Return a sparse routing, weights (N, K), the largest first."""
         return top_k_routing(self.logits(x_ND), self.k, renormalise=self.renormalise)
 
+    def _resized(self, num_experts: int) -> None:
+        check_k(self.k, num_experts, renormalise=self.renormalise)
+        super()._resized(num_experts)
+
 
 class NoisyTopKRouter(LinearRouter):
     r"""Choose by noisy logits in training (Shazeer et al., 2017, equations 3 to 5).
@@ -70,8 +77,14 @@ class NoisyTopKRouter(LinearRouter):
         w = \operatorname{softmax}(\operatorname{KeepTopK}(H, k))
 
     with :math:`\varepsilon` from the standard normal distribution; without it outside training.
-    Both matrices start at zero (appendix A): noise alone chooses, so that loads start even.
+    Both matrices start at zero (appendix A): noise alone chooses, so that loads start even. The
+    balance losses are the paper's, with the coefficients of its language models.
     """
+
+    fixed_because = (
+        "in training its noise chooses too, so that an added expert cannot start out small"
+    )
+    balance: Mapping[str, float] = {"importance": 0.1, "load": 0.1}
 
     def __init__(
         self,

@@ -3,7 +3,7 @@ r"""An adaptive number of experts: as many as a row needs to reach a share of pr
 Shapes: N rows, D input width, E experts, K slots of a row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -25,7 +25,10 @@ class TopPRouter(LinearRouter):
     (arXiv 2403.07652; the quotient is ours, so that weights sum to one). The
     first expert is always kept; at most `max_experts` are. A row with one expert has the weight 1
     and gives the router no gradient: `entropy` of the routing is the loss that keeps it learning.
+    Both balance losses are the paper's, with its coefficients.
     """
+
+    balance: Mapping[str, float] = {"switch": 0.01, "entropy": 1e-4}
 
     def __init__(
         self,
@@ -74,6 +77,10 @@ class TopPRouter(LinearRouter):
         else:
             w_NK = p_NK.masked_fill(~kept_NK, 0)
         return Routing(weights=w_NK, index=index_NK, probs=probs_NE, logits=logits_NE, kept=kept_NK)
+
+    def _resized(self, num_experts: int) -> None:
+        check_k(self.max_experts, num_experts, renormalise=self.renormalise, name="max_experts")
+        super()._resized(num_experts)
 
 
 def entropy(routing: Routing, mask_N: Tensor | None = None) -> Tensor:

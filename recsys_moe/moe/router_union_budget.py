@@ -3,7 +3,7 @@ r"""Many tasks on one budget: experts chosen by all tasks together, and a few fo
 Shapes: N rows, D input width, T tasks, E experts, K slots of a task, U slots of all tasks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,13 @@ class UnionBudgetRouter(Router):
     SMES (Zhang et al., 2026, arXiv 2602.09386, progressive expert routing). Independent choices of
     T tasks would activate up to T * K. Its one balance term over all tasks is the Switch loss of
     `stacked`; the experts that a row activates are those of `union`.
+
+    Attributes:
+        slots: The most experts that a row uses for all tasks, U.
     """
+
+    fixed_because = "it decides for all tasks at once, out of one budget"
+    balance: Mapping[str, float] = {"switch": 0.01}
 
     def __init__(
         self,
@@ -76,7 +82,7 @@ class UnionBudgetRouter(Router):
                 got=f"{weights}",
             )
         self.num_tasks, self.shared, self.private = num_tasks, shared, private
-        self.slots = min(shared + num_tasks * private, self.num_visible)
+        self.slots = self.slots_of(num_tasks)
         self.task_weights = tuple(weight / sum(weights) for weight in weights)
         self.linear = nn.Linear(width, num_tasks * num_experts, bias=bias)
 
@@ -115,6 +121,10 @@ class UnionBudgetRouter(Router):
         taken_NTS = shared_NS.unsqueeze(1).expand(-1, self.num_tasks, -1)
         private_NTP = first_largest(l_NTE.detach().scatter(-1, taken_NTS, -torch.inf), self.private)
         return torch.cat((taken_NTS, private_NTP), dim=-1).unbind(1)
+
+    def slots_of(self, num_tasks: int) -> int:
+        """Return the most experts that a row uses for this many of the tasks."""
+        return min(self.shared + num_tasks * self.private, self.num_visible)
 
     def union(self, routings: Sequence[Routing]) -> Routing:
         """Return the experts that any task uses, each once, weighted by the tasks' mean.

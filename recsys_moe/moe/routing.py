@@ -73,5 +73,67 @@ class Routing:
         kept = mask_N1.expand_as(self.weights) if self.kept is None else self.kept & mask_N1
         return replace(self, weights=self.weights.masked_fill(~mask_N1, 0), kept=kept)
 
+    def part(self, first: int, size: int) -> "Routing":
+        """Return what the routing says of `size` experts from `first` on, numbered from 0."""
+        if first == 0 and size == self.num_experts:
+            return self
+        here = slice(first, first + size)
+        if self.index is None:
+            return Routing(
+                weights=self.weights[:, here],
+                index=None,
+                probs=self.probs[:, here],
+                logits=self.logits[:, here],
+                kept=None if self.kept is None else self.kept[:, here],
+            )
+        inside = (self.index >= first) & (self.index < first + size)
+        return Routing(
+            weights=self.weights.masked_fill(~inside, 0),
+            index=(self.index - first).clamp(0, size - 1),
+            probs=self.probs[:, here],
+            logits=self.logits[:, here],
+            kept=inside if self.kept is None else self.kept & inside,
+        )
+
+    def placed(self, places_V: Tensor, num_experts: int) -> "Routing":
+        """Return the routing numbered anew: expert v becomes `places_V[v]` of `num_experts`."""
+
+        def spread(values_NV: Tensor | None, empty: float) -> Tensor | None:
+            if values_NV is None:
+                return None
+            wide_NE = values_NV.new_full((values_NV.shape[0], num_experts), empty)
+            return wide_NE.index_copy(1, places_V, values_NV)
+
+        probs, logits = spread(self.probs, 0.0), spread(self.logits, -torch.inf)
+        assert probs is not None
+        assert logits is not None
+        if self.index is not None:
+            return replace(
+                self,
+                index=places_V[self.index],
+                probs=probs,
+                logits=logits,
+                clean=spread(self.clean, -torch.inf),
+                spread=spread(self.spread, 1.0),
+            )
+        weights = spread(self.weights, 0.0)
+        assert weights is not None
+        kept = None
+        if self.kept is not None:
+            kept = torch.zeros_like(weights, dtype=torch.bool).index_copy(1, places_V, self.kept)
+        return replace(self, weights=weights, probs=probs, logits=logits, kept=kept)
+
+    def without(self, expert: int) -> "Routing":
+        """Return the routing with no weight on an expert, a row's others scaled to the same sum."""
+        if self.index is None:
+            gone = torch.arange(self.num_experts, device=self.weights.device) == expert
+            gone = gone.expand_as(self.weights)
+        else:
+            gone = self.index == expert
+        left = self.weights.masked_fill(gone, 0)
+        total_N1, left_N1 = self.weights.sum(-1, keepdim=True), left.sum(-1, keepdim=True)
+        scale_N1 = torch.where(left_N1 > 0, total_N1 / left_N1, torch.zeros_like(left_N1))
+        return replace(self, weights=left * scale_N1)
+
 
 _pytree.register_dataclass(Routing)

@@ -39,6 +39,9 @@ ROW_BY_ROW: dict[str, Make] = {
     "sigmoid in groups": lambda _: SigmoidRouter(WIDTH, EXPERTS, 3, num_groups=3, groups_kept=2),
     "union budget": lambda _: Union(),
 }
+STATIC: dict[str, Make] = {
+    "dselect-k of a task": lambda v: DSelectKRouter(WIDTH, EXPERTS, 2, per_row=False, visible=v),
+}
 HIDING = [name for name in ROW_BY_ROW if name not in ("sigmoid in groups", "union budget")]
 BATCHWISE: dict[str, Make] = {
     "expert choice": lambda v: ExpertChoiceRouter(WIDTH, EXPERTS, capacity_factor=1.5, visible=v),

@@ -1,18 +1,25 @@
-"""Accounts equal closed forms, and what is left of a model's graph when outputs are cut off."""
+"""Accounts equal closed forms, and read as tables and records."""
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable
 from itertools import chain, combinations
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
 from recsys_moe import models
 from recsys_moe.errors import RequestError
-from recsys_moe.moe.accounts import Account, account, accounts, table, tasks_of
-from recsys_moe.moe.accounts_parts import parts_of
+from recsys_moe.moe.accounts import (
+    Account,
+    account,
+    accounts,
+    output_records,
+    records,
+    table,
+    tasks_of,
+)
+from recsys_moe.moe.accounts_parts import pieces_of
 from recsys_moe.spec import Categorical, Column, FeatureSpec, Numeric, Table, Task
 
 DIM, H1, H2, TOWER, SLOTS, CODES = 3, 5, 4, 6, 5, 15
@@ -114,7 +121,8 @@ def test_a_wiring_costs_its_closed_form(
     copies = len(tasks) if build is models.single_task else 1
 
     tables, network, flops = closed(len(tasks))
-    expected = Account(tasks, tables, network, copies * SLOTS * DIM, network, flops)
+    looked_up = copies * SLOTS * DIM
+    expected = Account(tasks, tables, network, looked_up, network, flops, flops)
     assert account(model, tasks) == expected
 
 
@@ -130,40 +138,6 @@ def test_nothing_is_forgotten_or_counted_twice(
     assert everything.parameters == models.num_parameters(model)
 
 
-class Only(nn.Module):
-    """A model that answers for some tasks alone."""
-
-    def __init__(self, model: nn.Module, tasks: Sequence[str]) -> None:
-        super().__init__()
-        self.model, self.tasks = model, tasks
-
-    def forward(self, codes: Tensor, numbers: Tensor) -> tuple[Tensor, ...]:
-        logits = self.model(codes, numbers)
-        return tuple(logits[task] for task in self.tasks)
-
-
-@pytest.mark.parametrize("tasks", [("click",), ("click", "conversion"), TASKS], ids="+".join)
-@pytest.mark.parametrize(("build", "sizes"), [case[:2] for case in CASES])
-def test_an_account_is_what_the_graph_of_those_outputs_needs(
-    build: Callable[..., Any], sizes: dict[str, Any], tasks: tuple[str, ...]
-) -> None:
-    rows = 7
-    model = Only(build(SPEC, **SIZES, **sizes), tasks).eval()
-    inputs = (torch.ones(rows, SLOTS, dtype=torch.int32), torch.zeros(rows, 1))
-    graph = torch.export.export(model, inputs).module()
-    graph.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
-    graph.recompile()
-    used = [node.target for node in graph.graph.nodes if node.op == "get_attr" and node.users]
-    parameters = dict(graph.named_parameters())
-    with FlopCounterMode(display=False) as counter:
-        graph(*inputs)
-
-    found = account(model.model, tasks)
-
-    assert found.parameters == sum(parameters[n].numel() for n in set(used) if n in parameters)
-    assert found.flops_per_row * rows == counter.get_total_flops()
-
-
 def test_outputs_need_the_tasks_of_their_chain() -> None:
     assert tasks_of(SPEC, ["p_click"]) == ("click",)
     assert tasks_of(SPEC, ["y_amount", "p_click_and_conversion"]) == TASKS
@@ -177,22 +151,53 @@ def test_what_is_not_known_is_refused() -> None:
 
     with pytest.raises(RequestError, match="Did you mean 'click'"):
         account(model, ["clik"])
-    with pytest.raises(RequestError, match="a module with `parts`, got Linear"):
-        parts_of(nn.Linear(2, 2))
+    with pytest.raises(RequestError, match="a module with `pieces`, got Linear"):
+        pieces_of(nn.Linear(2, 2))
 
 
 def test_accounts_read_as_a_table() -> None:
     rows = [
-        Account(("click",), 45, 1234, 15, 617, 2468),
-        Account(("click", "like"), 45, 9, 1, 2, 3),
+        Account(("click",), 45, 1234, 15, 617, 2468, 5000),
+        Account(("click", "like"), 45, 9, 1, 2, 3, 4, uncounted=("bank.1.0",)),
     ]
 
     assert table(rows).splitlines() == [
-        "| outputs      | embeddings | network | active embeddings | active network | FLOPs/row |",
-        "| ------------ | ---------: | ------: | ----------------: | -------------: | --------: |",
-        "| click        |         45 |   1,234 |                15 |            617 |     2,468 |",
-        "| click + like |         45 |       9 |                 1 |              2 |         3 |",
+        "| outputs      | embeddings | network | active embeddings | active network "
+        "|  FLOPs/row |   if dense |",
+        "| ------------ | ---------: | ------: | ----------------: | -------------: "
+        "| ---------: | ---------: |",
+        "| click        |         45 |   1,234 |                15 |            617 "
+        "|      2,468 |      5,000 |",
+        "| click + like |         45 |       9 |                 1 |              2 "
+        "| 3 + frozen | 4 + frozen |",
     ]
+
+
+def test_records_are_the_accounts_as_plain_values() -> None:
+    model = models.mmoe(SPEC, **SIZES, widths=[H1, H2], num_experts=3)
+    rows = accounts(model)
+
+    found = json.loads(json.dumps(records(rows)))
+
+    assert [record.pop("tasks") for record in found] == [list(row.tasks) for row in rows]
+    for record, row in zip(found, rows, strict=True):
+        assert record.pop("uncounted") == []
+        assert record == {name: getattr(row, name) for name in record}
+        assert {"parameters", "active_parameters", "flops_per_row"} <= record.keys()
+
+
+def test_an_output_costs_what_its_chain_needs() -> None:
+    model = models.mmoe(SPEC, **SIZES, widths=[H1, H2], num_experts=3)
+    outputs = ["p_click", "p_click_and_conversion", "y_amount"]
+
+    first, product, _, everything = output_records(model, SPEC, outputs)
+
+    assert first["outputs"] == ["p_click"]
+    assert first["parameters"] == account(model, ["click"]).parameters
+    assert product["flops_per_row"] == account(model, ["click", "conversion"]).flops_per_row
+    assert everything["outputs"] == outputs
+    assert everything["parameters"] == models.num_parameters(model)
+    assert len(output_records(model, SPEC, ["p_click"])) == 1
 
 
 def test_an_account_changes_nothing() -> None:

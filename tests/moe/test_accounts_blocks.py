@@ -7,10 +7,9 @@ import torch
 from torch import nn
 
 from recsys_moe.moe.accounts import account, accounts
-from recsys_moe.moe.accounts_parts import Part, routed_part
+from recsys_moe.moe.accounts_parts import Piece, bank_pieces, gate_pieces
 from recsys_moe.moe.banks import LinearBank, MLPBank
 from recsys_moe.moe.banks_gated import CrossBank, SwiGLUBank
-from recsys_moe.moe.banks_hetero import HeteroBank
 from recsys_moe.moe.block import MoEBlock
 from recsys_moe.moe.presets import deepseek_v3_layer, mixtral_8x7b_layer
 from recsys_moe.moe.router_base import Router
@@ -103,15 +102,6 @@ def test_noise_is_for_training_and_costs_a_request_nothing() -> None:
     assert router.training
 
 
-def test_the_experts_of_a_mixed_bank_cost_their_mean() -> None:
-    linear, deep = LinearBank(2, 6, 4, bias=False), MLPBank(2, 6, [10, 4], bias=False)
-    part = routed_part(HeteroBank([linear, deep]), TopKRouter(6, 4, 2), frozenset({"all"}), "bank")
-
-    assert part.parameters == 2 * 6 * 4 + 2 * (6 * 10 + 10 * 4)
-    assert part.active == part.parameters / 2
-    assert part.flops == 2 * part.active + 2 * 2 * 4
-
-
 class Two(nn.Module):
     """A wiring of its own: two sparse gates over one bank."""
 
@@ -120,18 +110,21 @@ class Two(nn.Module):
         self.bank = LinearBank(8, 6, 4, bias=False)
         self.routers = nn.ModuleList(TopKRouter(6, 8, k) for _ in range(2))
 
-    def parts(self, tasks: Sequence[str], name: str) -> list[Part]:
-        return [
-            routed_part(self.bank, router, frozenset({task}), "bank")
-            for task, router in zip(("a", "b"), self.routers, strict=True)
-        ]
+    def pieces(self, tasks: Sequence[str], name: str) -> list[Piece]:
+        experts, found = bank_pieces(self.bank, frozenset({"a", "b"}), "bank")
+        for task, router in zip(("a", "b"), self.routers, strict=True):
+            found += gate_pieces(router, frozenset({task}), experts, 4, f"router {task}")
+        return found
 
 
 @pytest.mark.parametrize(("k", "active"), [(2, 4), (5, 8)])
-def test_gates_over_one_bank_share_its_memory_but_not_its_work(k: int, active: int) -> None:
+def test_gates_over_one_bank_share_its_memory_and_its_experts_work(k: int, active: int) -> None:
     first, _, both = accounts(Two(k))
 
-    assert first.network_parameters == both.network_parameters == 8 * 24
-    assert first.active_network_parameters == k * 24
-    assert both.active_network_parameters == active * 24
-    assert both.flops_per_row == 2 * first.flops_per_row
+    gate, mix = 6 * 8, 2 * k * 4
+    assert first.network_parameters == 8 * 24 + gate
+    assert both.network_parameters == 8 * 24 + 2 * gate
+    assert first.active_network_parameters == k * 24 + gate
+    assert both.active_network_parameters == active * 24 + 2 * gate
+    assert first.flops_per_row == 2 * (k * 24 + gate) + mix
+    assert both.flops_per_row == 2 * (active * 24 + 2 * gate) + 2 * mix

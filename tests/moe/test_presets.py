@@ -12,7 +12,6 @@ SIZES = {  # parameters: experts, router, shared
     switch_layer: 128 * 2 * 768 * 3072 + 128 * 768,
     deepseek_v3_layer: (256 + 1) * 3 * 7168 * 2048 + 256 * 7168,
 }
-TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
 
 @pytest.mark.parametrize("preset", SIZES)
@@ -35,7 +34,8 @@ def assert_same(layer: MoEBlock, oracle: torch.nn.Module, width: int) -> None:
     want = outputs_and_gradients(oracle, x_BSD)
     for layer.dispatch in ("dense", "split", "grouped"):
         for a, b in zip(outputs_and_gradients(layer, x_BSD), want, strict=True):
-            torch.testing.assert_close(a, b, **TOLERANCE)
+            largest = b.abs().max().item()  # small differences of large products, in any order
+            torch.testing.assert_close(a, b, rtol=0, atol=2e-6 * largest)
 
 
 def copy_experts(layer: MoEBlock, gate_up_EGD: Tensor, down_EOH: Tensor) -> None:

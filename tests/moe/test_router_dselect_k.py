@@ -1,6 +1,7 @@
 """DSelect-k: what its two penalties do, and where its weights go missing."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -92,3 +93,55 @@ def test_a_row_that_reaches_no_expert_is_shared_evenly() -> None:
 
     assert routing.weights.tolist() == [[0.25, 0.25, 0, 0.25, 0.25]] * 3
     assert not router.train()(rows(3)).weights.any()
+
+
+def static(**sizes: Any) -> DSelectKRouter:
+    return random(lambda _: DSelectKRouter(8, 6, 2, per_row=False, **sizes))
+
+
+def test_a_gate_of_the_task_alone_treats_all_rows_alike() -> None:
+    router = static()
+    routing = router(rows(5))
+    bits = smooth_step(router.bits.bias.detach(), 1.0).view(2, 3)
+    alpha = router.alpha.bias.detach().softmax(0)
+
+    expected = [
+        sum(
+            float(alpha[j])
+            * math.prod(float(bits[j, b] if e >> (2 - b) & 1 else 1 - bits[j, b]) for b in range(3))
+            for j in range(2)
+        )
+        for e in range(6)
+    ]
+
+    assert routing.weights.shape == (5, 6)
+    for row in routing.weights.tolist():
+        assert row == pytest.approx(expected, abs=1e-6)
+    assert router(rows(0)).weights.shape == (0, 6)
+
+
+def test_it_is_the_gate_of_rows_that_all_are_zero() -> None:
+    of_rows, alone = random(lambda _: DSelectKRouter(8, 6, 2)), static()
+    alone.bits.bias.data.copy_(of_rows.bits.bias)
+    alone.alpha.bias.data.copy_(of_rows.alpha.bias)
+
+    zeros = torch.zeros(3, 8)
+    torch.testing.assert_close(alone(zeros).weights, of_rows(zeros).weights)
+    assert torch.equal(alone(zeros).weights, alone(rows(3)).weights)
+
+
+def test_its_numbers_learn_and_a_masked_row_teaches_nothing() -> None:
+    router, x, mask = static(), rows(12), torch.arange(12) > 4
+    found = []
+    for values in (x, x.masked_fill(~mask.unsqueeze(1), 3.0)):
+        router.zero_grad()
+        (router(values, mask).dense() * torch.arange(6.0)).sum().backward()
+        found.append([p.grad.clone() for p in router.parameters()])
+
+    for first, second in zip(*found, strict=True):
+        assert first.any()
+        assert torch.equal(first, second)
+
+
+def test_its_numbers_are_biases_which_do_not_decay() -> None:
+    assert [name for name, _ in static().named_parameters()] == ["bits.bias", "alpha.bias"]

@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.moe.router_cases import HIDING, ROW_BY_ROW, VISIBLE, random, rows
+from tests.moe.router_cases import HIDING, ROW_BY_ROW, STATIC, VISIBLE, random, rows
 
 BATCHES = (0, 1, 3, 64, 257)
+ALONE = ROW_BY_ROW | STATIC
 OPSETS = [21, pytest.param(22, marks=pytest.mark.slow), pytest.param(23, marks=pytest.mark.slow)]
 Run = Callable[[Tensor], list[np.ndarray]]
 
@@ -54,9 +55,9 @@ def exported(module: nn.Module, opset: int) -> Run:
 
 
 @pytest.mark.parametrize("opset", OPSETS)
-@pytest.mark.parametrize("name", ROW_BY_ROW)
+@pytest.mark.parametrize("name", ALONE)
 def test_the_graph_is_the_router(name: str, opset: int) -> None:
-    module = Flat(random(ROW_BY_ROW[name]))
+    module = Flat(random(ALONE[name]))
     run = exported(module, opset)
     for count in BATCHES:
         x = rows(count, seed=count)

@@ -56,6 +56,8 @@ def test_one_weight_as_it_is_teaches_the_router() -> None:
         (lambda: SoftmaxRouter(8, 4, visible=[False] * 4), "visible"),
         (lambda: TopKRouter(8, 4, 0), "k"),
         (lambda: TopKRouter(8, 4, 5), "k"),
+        (lambda: TopKRouter(8, 4, 2.5), "k"),  # type: ignore[arg-type]
+        (lambda: TopKRouter(8, 4, "2"), "k"),  # type: ignore[arg-type]
         (lambda: TopKRouter(8, 4, 3, visible=[True, True, False, False]), "k"),
         (lambda: SigmoidRouter(8, 4, 2, scale=0), "scale"),
         (lambda: SigmoidRouter(8, 4, 2, num_groups=3), "num_groups"),
@@ -70,6 +72,7 @@ def test_one_weight_as_it_is_teaches_the_router() -> None:
         (lambda: HierarchicalRouter(8, 4, 3), "num_groups"),
         (lambda: HierarchicalRouter(8, 4, 2, groups_kept=3), "groups_kept"),
         (lambda: HierarchicalRouter(8, 4, 2, experts_kept=3), "experts_kept"),
+        (lambda: HierarchicalRouter(8, 4, 2, experts_kept=1.5), "experts_kept"),  # type: ignore[arg-type]
         (lambda: DSelectKRouter(8, 1, 1), "num_experts"),
         (lambda: DSelectKRouter(8, 4, 0), "k"),
         (lambda: DSelectKRouter(8, 4, 2, gamma=0), "gamma"),

@@ -47,6 +47,7 @@ def test_a_row_stays_within_its_budget() -> None:
     activated = union.kept.sum(1)
 
     assert union.index.shape == (500, 2 + 4 * 2)
+    assert [router.slots_of(tasks) for tasks in (1, 2, 4)] == [4, 6, router.slots]
     assert activated.min() >= 4
     assert 8 < activated.max() <= 10
     assert torch.equal(activated, union.chosen().sum(1))

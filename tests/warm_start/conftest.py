@@ -150,7 +150,10 @@ class Toy:
         self, run: Path, features: Path, model: str, **more: Any
     ) -> tuple[torch.nn.Module, torch.nn.Module, WarmStart]:
         """Return a model started from a run, the same model before, and what became of it."""
-        given = {**OmegaConf.load(CONF_DIR / "model" / f"{model}.yaml"), **settings(model, **more)}
+        file = OmegaConf.load(CONF_DIR / "model" / f"{model}.yaml")
+        plain = OmegaConf.to_container(file, resolve=False)
+        own = {name: value for name, value in plain.items() if name not in ("experts", "router")}
+        given = {**own, **settings(model, **more)}
         build = instantiate(OmegaConf.create(given), _convert_="all")
         spec = FeatureSpec.load(features / "feature_spec.json")
         torch.manual_seed(99)
