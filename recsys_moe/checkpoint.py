@@ -46,7 +46,7 @@ def load_model(run: Path) -> tuple[nn.Module, FeatureSpec]:
 
 
 def load_config(run: Path) -> DictConfig:
-    """Read a run's config.yaml and check every `_target_` in it."""
+    """Read a run's config.yaml and check every `_target_` in it; its files are found in the run."""
     path = run / "config.yaml"
     try:
         cfg = OmegaConf.load(path)
@@ -56,6 +56,8 @@ def load_config(run: Path) -> DictConfig:
     if not isinstance(cfg, DictConfig) or "model" not in cfg:
         raise RequestError(str(path), wanted="a run's configuration", got="no model in it")
     check_targets(cfg)
+    if frozen := cfg.model.get("frozen_experts"):
+        cfg.model.frozen_experts = [str(run / path) for path in frozen]
     return cfg
 
 

@@ -17,7 +17,7 @@ from recsys_moe.datamodule import DataModule
 from recsys_moe.errors import RequestError
 from recsys_moe.progress import say
 from recsys_moe.ranker import Ranker
-from recsys_moe.run_files import Checkpoints, MetricsFile, RewindMetrics
+from recsys_moe.run_files import Checkpoints, MetricsFile
 
 BAR_STEPS = 20
 """Steps between two drawings of the progress bar."""
@@ -33,7 +33,8 @@ def make_trainer(
     """Add to the configured trainer what every run has; nothing is written yet."""
     _quieten()
     metrics_file = MetricsFile(output / "metrics.csv")
-    callbacks: list[Callback] = [checkpoints, RewindMetrics(metrics_file)]
+    checkpoints.logs.append(metrics_file)
+    callbacks: list[Callback] = [checkpoints]
     if sys.stdout.isatty():
         callbacks.append(RichProgressBar(refresh_rate=BAR_STEPS))
     return configured(
@@ -50,7 +51,11 @@ def make_trainer(
 
 
 def fit(ranker: Ranker, data: DataModule, trainer: Trainer, output: Path) -> None:
-    """Train to the end, continuing from `output/last.ckpt` if it is there."""
+    """Train to the end, continuing from `output/last.ckpt` if it is there.
+
+    Raises:
+        CollapseError: The gates collapsed, and that was to end the run; last.ckpt is there.
+    """
     last = output / "last.ckpt"
     if last.exists():
         step = read_checkpoint(last)["global_step"]
@@ -60,6 +65,15 @@ def fit(ranker: Ranker, data: DataModule, trainer: Trainer, output: Path) -> Non
     trainer.fit(ranker, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     seconds = time.monotonic() - started
     say("train", f"{trainer.global_step:,} steps in all, {seconds:.1f} s in this session")
+    ranker.watch.finish()
+
+
+def finish_untrained(
+    ranker: Ranker, data: DataModule, trainer: Trainer, checkpoints: Checkpoints
+) -> None:
+    """Evaluate a model as it is, and write it as the run's best checkpoint."""
+    trainer.validate(ranker, datamodule=data, verbose=False)
+    checkpoints.keep(trainer)
 
 
 def check_device(accelerator: str, devices: int) -> None:

@@ -35,7 +35,15 @@ def adamw(
         warmup_share: Share of the steps in which the rate rises from near zero.
     """
     tables, dense = _split(model, lr, weight_decay)
-    rows = {"params": tables, "lr": table_lr, "weight_decay": table_weight_decay}
+    kept = _undecayed(model)
+    rows = {
+        "params": [table for table in tables if id(table) not in kept],
+        "lr": table_lr,
+        "weight_decay": table_weight_decay,
+    }
+    still = [table for table in tables if id(table) in kept]
+    if still:
+        dense.append({"params": still, "lr": table_lr, "weight_decay": 0.0})
     return _scheduled(AdamW([rows, *dense], fused=True), num_steps, warmup_share)
 
 
@@ -94,22 +102,36 @@ class Together(Optimizer):
 def _split(
     model: nn.Module, lr: float, weight_decay: float
 ) -> tuple[list[nn.Parameter], list[dict[str, Any]]]:
-    """Return the tables, and the dense weights as groups: matrices with decay, biases without."""
+    """Return the tables, and the dense weights as groups: matrices with decay, the rest without.
+
+    The rest are biases, and what a module names in its `no_weight_decay`. What needs no gradient
+    is in none of them.
+    """
     tables = {
         id(parameter): parameter
         for module in model.modules()
         if isinstance(module, Embeddings)
         for parameter in module.parameters()
     }
+    kept = _undecayed(model)
     weights: list[nn.Parameter] = []
     biases: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        if id(parameter) not in tables:
-            (biases if "bias" in name else weights).append(parameter)
-    return list(tables.values()), [
+        if id(parameter) not in tables and parameter.requires_grad:
+            (biases if "bias" in name or id(parameter) in kept else weights).append(parameter)
+    return [table for table in tables.values() if table.requires_grad], [
         {"params": weights, "lr": lr, "weight_decay": weight_decay},
         {"params": biases, "lr": lr, "weight_decay": 0.0},
     ]
+
+
+def _undecayed(model: nn.Module) -> set[int]:
+    """Return the ids of the parameters that some module names in its `no_weight_decay`."""
+    return {
+        id(getattr(module, name))
+        for module in model.modules()
+        for name in getattr(module, "no_weight_decay", ())
+    }
 
 
 def _scheduled(

@@ -14,6 +14,13 @@ def say(stage: str, text: str) -> None:
     print(f"[{time.monotonic() - _STARTED:7.1f} s] {stage:<9} {text}", flush=True)
 
 
+def warn(stage: str, text: str) -> None:
+    """Print one timed line about something that does not stop the work to stderr."""
+    sys.stdout.flush()
+    line = f"[{time.monotonic() - _STARTED:7.1f} s] {stage:<9} warning: {text}"
+    print(line, file=sys.stderr, flush=True)
+
+
 @contextmanager
 def progress(stage: str, total: int, unit: str = "rows") -> Iterator[Callable[[int], None]]:
     """Yield a function that takes how much more is done, and show it as it grows.

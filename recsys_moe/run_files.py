@@ -20,6 +20,9 @@ class Checkpoints(Callback):
     Files appear whole or not at all. best.ckpt is written first: whoever stops in between finds the
     epoch unfinished in last.ckpt and writes the same best.ckpt again. The state holds the random
     state, so that a resumed run draws the same dropout masks.
+
+    Attributes:
+        logs: The files of rows that go with a checkpoint: saved before it, and rewound to it.
     """
 
     def __init__(
@@ -35,6 +38,7 @@ class Checkpoints(Callback):
         self.output, self.monitor, self.sign = output, monitor, 1 if mode == "max" else -1
         self.patience, self.every_seconds = patience, every_seconds
         self.batch_size = batch_size
+        self.logs: list[MetricsFile] = []
         self.best: float | None = None
         self.epochs_since_best = 0
         self._random: dict[str, Any] | None = None
@@ -42,7 +46,7 @@ class Checkpoints(Callback):
         self._first_step, self._epoch_seconds = 0, 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take up the random state of a resumed run, and stay stopped if it had stopped."""
+        """Take up a resumed run: random state, logs without what it lost, stopped if it was."""
         if self._random is not None:
             torch.set_rng_state(self._random["cpu"])
             if torch.cuda.is_available() and self._random["cuda"]:
@@ -50,6 +54,8 @@ class Checkpoints(Callback):
         self._written = self._epoch_started = time.monotonic()
         self._first_step = trainer.global_step
         trainer.should_stop = self._exhausted()
+        for log in self.logs:
+            log.rewind(trainer.global_step)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock of the epoch."""
@@ -62,8 +68,10 @@ class Checkpoints(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write last.ckpt when it is old; the end of an epoch writes its own."""
-        if time.monotonic() - self._written >= self.every_seconds and not trainer.is_last_batch:
+        """Write last.ckpt when it is old, between two steps; an epoch's end writes its own."""
+        is_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        is_old = time.monotonic() - self._written >= self.every_seconds
+        if is_step and is_old and not trainer.is_last_batch:
             self._write(trainer, "last.ckpt")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -88,6 +96,11 @@ class Checkpoints(Callback):
             say("train", f"stopped: {self.patience} epochs without a better {self.monitor}")
             trainer.should_stop = True
 
+    def keep(self, trainer: Trainer) -> None:
+        """Write best.ckpt of a model that was only validated."""
+        self.best = float(trainer.callback_metrics[self.monitor])
+        self._write(trainer, "best.ckpt")
+
     def state_dict(self) -> dict[str, Any]:
         """Return plain values and tensors only."""
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
@@ -106,13 +119,15 @@ class Checkpoints(Callback):
         return self.patience > 0 and self.epochs_since_best >= self.patience
 
     def _write(self, trainer: Trainer, name: str) -> None:
+        for log in self.logs:
+            log.save()  # first: a resumed run has lost no row, and drops those it writes again
         with whole_file(self.output / name) as partial:
             trainer.save_checkpoint(partial)
         self._written = time.monotonic()
 
 
 class MetricsFile(Logger):
-    """metrics.csv: one row per logged step, whole at any moment, rewound by a resumed run."""
+    """metrics.csv, gates.csv: a row per logged step, whole at any moment, rewound by a resume."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -147,25 +162,12 @@ class MetricsFile(Logger):
         """Ignore them: config.yaml has all."""
 
     def save(self) -> None:
-        """Write all rows, columns in order of first appearance."""
+        """Write all rows, columns in order of first appearance; no file without rows."""
+        if not self.rows and not self.path.exists():
+            return
         columns = list(dict.fromkeys(column for row in self.rows for column in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
         write_text(self.path, text.getvalue())
-
-
-class RewindMetrics(Callback):
-    """Drop the rows of metrics.csv that a killed run had written past its last checkpoint."""
-
-    def __init__(self, file: MetricsFile) -> None:
-        self.file = file
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Rewind to the step training goes on from."""
-        self.file.rewind(trainer.global_step)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the file once an epoch."""
-        self.file.save()
