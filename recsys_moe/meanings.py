@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from recsys_moe.changes import UNCHANGED
 from recsys_moe.spec import FeatureSpec, Task
 
 BuildModel = Callable[[FeatureSpec], nn.Module]
@@ -54,6 +55,15 @@ def meanings(build_model: BuildModel, spec: FeatureSpec) -> dict[str, Meaning]:
         )
         for name, shape in shapes.items()
     }
+
+
+def early_tasks(build_model: BuildModel, spec: FeatureSpec) -> tuple[str, ...]:
+    """Return the tasks that a tensor can depend on which is nobody's own.
+
+    They are all tasks but those that came late (`Changes.late_tasks` of the builder).
+    """
+    changes = getattr(build_model, "keywords", {}).get("changes", UNCHANGED)
+    return tuple(task for task in spec.task_names if task not in changes.late_tasks)
 
 
 def _shapes(model: nn.Module) -> Shapes:

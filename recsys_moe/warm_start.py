@@ -3,20 +3,23 @@ r"""Another run's weights as a start: what means the same is loaded, table rows 
 Shapes: V rows of all tables, d embedding width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from recsys_moe.checkpoint import load_config, load_model
-from recsys_moe.meanings import BuildModel, Meaning, by_meaning, meanings
+from recsys_moe.meanings import BuildModel, Meaning, by_meaning, early_tasks, meanings
 from recsys_moe.modules.embeddings import Embeddings
 from recsys_moe.spec import FeatureSpec, Task
 from recsys_moe.table_rows import TableMove, same_table, table_moves
+
+NONE, NEW = "the run has none", "is new"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +28,13 @@ class WarmStart:
 
     `moved` are tensors of tables, with how many rows of each table came (`moved`), start anew
     (`fresh`) or had no place any more (`left`); `loaded` came whole; `fresh` did not, and why.
+    `rows` are the numbers of the rows that came, by tensor.
     """
 
     moved: dict[str, dict[str, dict[str, int]]]
     loaded: list[str]
     fresh: dict[str, str]
+    rows: dict[str, Tensor]
 
     def lines(self) -> list[str]:
         """Return the three sets in words, a line each."""
@@ -51,7 +56,13 @@ class WarmStart:
 
 
 def warm_start(
-    model: nn.Module, build_model: BuildModel, spec: FeatureSpec, features: Path, run: Path
+    model: nn.Module,
+    build_model: BuildModel,
+    spec: FeatureSpec,
+    features: Path,
+    run: Path,
+    *,
+    trim: Callable[[nn.Module], None] | None = None,
 ) -> WarmStart:
     """Overwrite in place what a finished run's best checkpoint knows of a new model.
 
@@ -66,6 +77,7 @@ def warm_start(
         spec: Its feature spec.
         features: Where that spec's vocabularies lie.
         run: The folder of a finished run, of any architecture.
+        trim: What takes away in place what the run's model has too much.
 
     Raises:
         RequestError: The run is not finished, or its files do not belong together.
@@ -73,24 +85,47 @@ def warm_start(
     with torch.random.fork_rng(devices=[]):  # training draws what it would draw without a start
         old_model, old_spec = load_model(run)
     old_build = instantiate(load_config(run).model, _convert_="all")
-    old_meanings = meanings(old_build, old_spec)
-    old_names = by_meaning(old_meanings)
+    same_tasks = early_tasks(old_build, old_spec) == early_tasks(build_model, spec)
+    if trim is not None:
+        trim(old_model)
+        old_build = _trimmed(old_build, trim)
+    old_names = by_meaning(meanings(old_build, old_spec))
     old_tensors, tensors = old_model.state_dict(), model.state_dict()
     moves = table_moves(old_spec, run, spec, features)
     tables = _tables(model)
-    found = WarmStart({}, [], {})
+    found = WarmStart({}, [], {}, {})
     for name, meaning in meanings(build_model, spec).items():
-        old_name = old_names.get((meaning.name, meaning.task))
+        old_name = old_names.get((meaning.name, meaning.task)) or old_names.get(
+            (_alone(meaning.name), meaning.task)
+        )
         old = old_tensors.get(old_name or "")
         why = _why_fresh(meaning, old, tensors[name], old_spec, spec, is_table=name in tables)
+        if why is None and meaning.depends_on_tasks and name not in tables and not same_tasks:
+            why = "it depends on all tasks, and they differ"
         if why is not None or old is None:
-            found.fresh[name] = why or "the run has none"
+            found.fresh[name] = why or NONE
         elif name in tables:
             found.moved[name] = _move(old, tensors[name], moves)
+            rows = np.concatenate([move.new_rows for move in moves])
+            found.rows[name] = torch.from_numpy(rows)
         else:
             tensors[name].copy_(old)
             found.loaded.append(name)
     return found
+
+
+def _trimmed(build_model: BuildModel, trim: Callable[[nn.Module], None]) -> BuildModel:
+    def build(spec: FeatureSpec) -> nn.Module:
+        model = build_model(spec)
+        trim(model)
+        return model
+
+    return build
+
+
+def _alone(name: str) -> str:
+    """Return what a tensor of a pool's first bank is called while that is the only one."""
+    return name.replace(".bank.banks.0.", ".bank.").replace("_bank.banks.0.", "_bank.")
 
 
 def _tables(model: nn.Module) -> set[str]:
@@ -116,16 +151,14 @@ def _why_fresh(
     tasks = {task.name: task for task in old_spec.tasks}
     if meaning.task is not None:
         if meaning.task not in tasks:
-            return f"task {meaning.task!r} is new"
+            return f"task {meaning.task!r} {NEW}"
         if _target(spec.task(meaning.task)) != _target(tasks[meaning.task]):
             return f"task {meaning.task!r} means something else"
     if old is None:
-        return "the run has none"
+        return NONE
     if is_table:
         wide = old.shape[1:] == new.shape[1:]
         return None if wide else f"rows of {new.shape[1]} numbers, not {old.shape[1]}"
-    if meaning.depends_on_tasks and spec.task_names != old_spec.task_names:
-        return "it depends on all tasks, and they differ"
     if meaning.reads_features and (difference := _difference(old_spec, spec)):
         return f"it reads all features, and {difference}"
     if old.shape != new.shape:
