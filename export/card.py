@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from export.manifest import Manifest
-from recsys_moe.spec import Bucketized, Categorical, Crossed, FeatureSpec, Numeric, Vector
+from recsys_moe.spec import Bucketized, Categorical, Crossed, FeatureSpec, Numeric, Task, Vector
 
 _METRICS = ("auc", "gauc", "log_loss", "ne", "calibration", "rmse", "mae", "r2")
 _COUNTS = ("positives", "mean", "predicted_mean")
@@ -23,11 +23,12 @@ def model_card(manifest: Manifest, spec: FeatureSpec) -> str:
         f"---\n{OmegaConf.to_yaml(OmegaConf.create(_head(manifest)))}---\n",
         f"# {manifest.name}\n",
         f"{_model_sentence(manifest, spec)}\n",
-        f"## Outputs\n\n{_outputs(spec)}\n",
+        f"## Outputs\n\n{_outputs(manifest, spec)}\n",
         f"## Intended use\n\n{_use(manifest, spec)}\n",
         f"## Data and training\n\n{_data(manifest, spec)}\n",
         f"## Inputs\n\n{_inputs(spec)}\n",
         f"## Evaluation\n\n{_evaluation(manifest)}\n",
+        f"## Cost\n\n{_cost(manifest)}\n",
         f"## Fidelity\n\n{_fidelity(manifest)}\n",
         f"## Limits\n\n{_limits(spec)}\n",
     ]
@@ -62,22 +63,35 @@ def _tasks(manifest: Manifest) -> dict[str, dict[str, Any]]:
 
 def _model_sentence(manifest: Manifest, spec: FeatureSpec) -> str:
     sizes = ", ".join(f"{key} {value}" for key, value in manifest.model["sizes"].items())
+    needed, all_tasks = len(_needed(manifest, spec)), len(spec.tasks)
+    share = f"{all_tasks}" if needed == all_tasks else f"{needed} of {all_tasks}"
     return (
         f"A `{manifest.model['name']}` with {manifest.parameters:,} weights ({sizes}) for "
-        f"{len(spec.tasks)} tasks on `{spec.dataset}`, as one ONNX graph from raw columns to "
+        f"{share} tasks on `{spec.dataset}`, as one ONNX graph from raw columns to "
         f"predictions. Opset {manifest.opset}, IR {manifest.ir_version}; it runs in stock ONNX "
         "Runtime. `manifest.json` lists every file with its digest."
     )
 
 
-def _outputs(spec: FeatureSpec) -> str:
+def _needed(manifest: Manifest, spec: FeatureSpec) -> list[Task]:
+    """Return the tasks that the artifact's outputs are made of."""
+    chains = {f"p_{name}": chain for name, chain in spec.outputs()}
+    names = {name for output in manifest.outputs for name in chains.get(output, (output[2:],))}
+    return [task for task in spec.tasks if task.name in names]
+
+
+def _outputs(manifest: Manifest, spec: FeatureSpec) -> str:
     rows = []
     for name, chain in spec.outputs():
+        if f"p_{name}" not in manifest.outputs:
+            continue
         space = spec.task(name).space if len(chain) == 1 else "all"
         given = "" if space == "all" else f" given {space}"
         meaning = f"P({name}{given})" if len(chain) == 1 else f"P({' and '.join(chain)})"
         rows.append(f"| `p_{name}` | {meaning} | {'all rows' if space == 'all' else space} |")
     for task in spec.regressions:
+        if f"y_{task.name}" not in manifest.outputs:
+            continue
         given = "" if task.space == "all" else f" given {task.space}"
         about = "all rows" if task.space == "all" else task.space
         mean = "exp(mean of log(1 + y)) - 1" if task.transform == "log1p" else "mean"
@@ -86,7 +100,7 @@ def _outputs(spec: FeatureSpec) -> str:
 
 
 def _use(manifest: Manifest, spec: FeatureSpec) -> str:
-    labels = ", ".join(f"`{task.label}`" for task in spec.tasks)
+    labels = ", ".join(f"`{task.label}`" for task in _needed(manifest, spec))
     return (
         f"Ranking and estimating {labels} for rows distributed as those of `{spec.dataset}`. "
         "The probabilities are the model's own; how well they are calibrated is in the table of "
@@ -105,7 +119,7 @@ def _data(manifest: Manifest, spec: FeatureSpec) -> str:
         f" Of the negatives of `{task.name}` training saw {task.keep_rate:.4g}: ln({task.keep_rate}"
         f") = {math.log(task.keep_rate):.4f} is added to its logit in the graph, so that "
         "probabilities are those of all rows."
-        for task in spec.tasks
+        for task in _needed(manifest, spec)
         if task.keep_rate < 1
     )
     return (
@@ -153,6 +167,39 @@ def _figure(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return "" if value is None else f"{value:.5f}"
+
+
+def _cost(manifest: Manifest) -> str:
+    if not manifest.accounts:
+        return "This artifact was exported by a version that did not count it."
+    lines = [
+        "| output | weights | active weights | FLOPs per row | if dense |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for record in manifest.accounts:
+        alone = len(record["outputs"]) == 1
+        more = " + frozen" if record["uncounted"] else ""
+        cells = [
+            f"`{record['outputs'][0]}`" if alone else "all",
+            f"{record['parameters']:,}",
+            f"{record['active_parameters']:,}",
+            f"{record['flops_per_row']:,}{more}",
+            f"{record['dense_flops_per_row']:,}{more}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    frozen = sorted({name for record in manifest.accounts for name in record["uncounted"]})
+    uncounted = f" Not counted are the frozen experts {', '.join(frozen)}." if frozen else ""
+    form = (
+        "each expert on the rows that chose it"
+        if manifest.dispatch == "where"
+        else "every expert on every row (the last column)"
+    )
+    return (
+        "What an output needs, without what only others need. Active weights are the most that "
+        "one row is computed with: the embeddings that it looks up, and of each gate the experts "
+        "that it may use at once. A FLOP is half a multiply-add of a matrix product. This graph "
+        f"computes {form}.{uncounted}\n\n" + "\n".join(lines)
+    )
 
 
 def _fidelity(manifest: Manifest) -> str:

@@ -5,7 +5,7 @@ import io
 import logging
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import onnx
@@ -13,8 +13,10 @@ import onnx_ir
 import torch
 from torch import Tensor, nn
 
+from export.frozen import inline_experts
 from export.graph import INNER, IR_VERSION, OPSET
 from export.manifest import CODES, CORE_FILE, NUMBERS, WEIGHTS_FILE
+from export.outputs import logits_of
 from recsys_moe.spec import LARGEST_LOG, FeatureSpec, Task
 
 _EXTERNAL_FROM_BYTES = 1024
@@ -30,19 +32,33 @@ class Predictions(nn.Module):
     negatives were thinned out for training, so that probabilities are those of all rows.
     """
 
-    def __init__(self, model: nn.Module, spec: FeatureSpec) -> None:
+    def __init__(
+        self, model: nn.Module, spec: FeatureSpec, outputs: Sequence[str] | None = None
+    ) -> None:
+        """Choose what to put out.
+
+        Args:
+            model: One that has at least the tasks that the outputs need.
+            spec: The model's feature spec.
+            outputs: Names of the spec's predictions, in their order; None for all.
+        """
         super().__init__()
-        self.model, self.products = model, tuple(spec.outputs())
-        self.binary = tuple(task for task in spec.tasks if task.kind == "binary")
-        self.regressions = spec.regressions
+        outputs = spec.predictions if outputs is None else outputs
+        chains = {f"p_{name}": chain for name, chain in spec.outputs()}
+        self.model = model
+        self.products = tuple(chains[name] for name in outputs if name in chains)
+        self.regressions = tuple(t for t in spec.regressions if f"y_{t.name}" in outputs)
+        logits = logits_of(spec, outputs)
+        self.binary = tuple(task for task in spec.tasks if f"logit_{task.name}" in logits)
+        self.names = (*outputs, *logits)
 
     def forward(self, codes: Tensor, numbers: Tensor) -> tuple[Tensor, ...]:
-        """Return float32 [batch] for every name of the spec's `predictions` and `logits`."""
+        """Return float32 [batch] for every name of `names`: the outputs, then their logits."""
         raw = {task: logit.float() for task, logit in self.model(codes, numbers).items()}
         logits = {task.name: _corrected(task, raw[task.name]) for task in self.binary}
         single = {task: torch.sigmoid(logit) for task, logit in logits.items()}
         probabilities = []
-        for _, chain in self.products:
+        for chain in self.products:
             product = single[chain[0]]
             for task in chain[1:]:
                 product = product * single[task]
@@ -61,7 +77,9 @@ def _amount(task: Task, z: Tensor) -> Tensor:
     return torch.expm1(value.clamp(0.0, LARGEST_LOG)) if task.transform == "log1p" else value
 
 
-def export_core(model: nn.Module, spec: FeatureSpec, folder: Path) -> onnx.ModelProto:
+def export_core(
+    model: nn.Module, spec: FeatureSpec, folder: Path, outputs: Sequence[str] | None = None
+) -> onnx.ModelProto:
     """Write `core.onnx` and `weights.bin` and return the former, its weights left in the latter.
 
     Args:
@@ -69,21 +87,22 @@ def export_core(model: nn.Module, spec: FeatureSpec, folder: Path) -> onnx.Model
             dict of logits [B] per task.
         spec: The feature spec that the model was built for.
         folder: Where the two files go.
+        outputs: Names of the spec's predictions, in their order; None for all.
     """
+    predictions = Predictions(model, spec, outputs).eval()
     example = (
         torch.ones(_EXAMPLE_ROWS, spec.num_slots, dtype=torch.int32),
         torch.zeros(_EXAMPLE_ROWS, spec.num_numbers),
     )
     batch = torch.export.Dim("batch", min=1)
-    names = [*spec.predictions, *spec.logits]
     with _quiet():
         program = torch.onnx.export(
-            Predictions(model, spec).eval(),
+            predictions,
             example,
             dynamo=True,
             opset_version=OPSET,
             input_names=[CODES, NUMBERS],
-            output_names=names,
+            output_names=list(predictions.names),
             dynamic_shapes={"codes": {0: batch}, "numbers": {0: batch}},
             verbose=False,
         )
@@ -100,6 +119,7 @@ def export_core(model: nn.Module, spec: FeatureSpec, folder: Path) -> onnx.Model
     weights.chmod(_READABLE)
     core = onnx.load(path, load_external_data=False)
     _tidy(core)
+    inline_experts(core, model)
     onnx.save(core, path)
     return core
 

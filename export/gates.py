@@ -30,18 +30,23 @@ _FORBIDDEN = {
 _DOMAINS = {"", "ai.onnx.ml", "com.microsoft"}
 _MOST_SHAPE_NODES = 4
 """Of `Shape` and `Expand` each in the core: where a parameter meets the batch, and no more."""
-
 _RUN_ERRORS = (runtime.Fail, runtime.InvalidArgument, runtime.RuntimeException)
 
 Feeds = dict[str, npt.NDArray[Any]]
 
 
-def check_graph(path: Path, *, is_core: bool = False) -> None:
+def check_graph(
+    path: Path, *, is_core: bool = False, by_rows: bool = False, gates: int = 0
+) -> None:
     """Run the full ONNX checker and refuse operators that do not belong in an artifact.
 
     Args:
         path: The graph's file, its external data beside it.
         is_core: The part that a GPU runs: shape arithmetic in it is refused too.
+        by_rows: Whether each expert is computed on the rows that chose it: the graph then has a
+            shape that depends on the values for each, which is refused elsewhere.
+        gates: How many gates choose some of their experts; each may spread its weights with one
+            more piece of shape arithmetic.
 
     Raises:
         ArtifactError: With the operator, or the checker's first line.
@@ -56,6 +61,8 @@ def check_graph(path: Path, *, is_core: bool = False) -> None:
     model = onnx.load(path, load_external_data=False)
     counts = count_operators(model)
     for name in counts:
+        if name == "NonZero" and by_rows:
+            continue
         if name in _FORBIDDEN or name.startswith("Sequence") or name == "SplitToSequence":
             why = _FORBIDDEN.get(name, "a sequence")
             raise ArtifactError(str(path), wanted="a graph for inference", got=f"{name}: {why}")
@@ -68,10 +75,11 @@ def check_graph(path: Path, *, is_core: bool = False) -> None:
             raise ArtifactError(
                 str(path), wanted="a graph for inference", got="BatchNormalization in training mode"
             )
-    for name in ("Shape", "Expand") if is_core else ():
-        if counts.get(name, 0) > _MOST_SHAPE_NODES:
+    most = _MOST_SHAPE_NODES + gates
+    for name in ("Shape", "Expand") if is_core and not by_rows else ():
+        if counts.get(name, 0) > most:
             raise ArtifactError(
-                str(path), wanted=f"at most {_MOST_SHAPE_NODES} {name} nodes", got=str(counts[name])
+                str(path), wanted=f"at most {most} {name} nodes", got=str(counts[name])
             )
 
 

@@ -23,6 +23,7 @@ CODES, NUMBERS = "codes", "numbers"
 """The boundary between `preprocess.onnx` and `core.onnx`: int32 codes and float32 numbers."""
 MODEL_FILE, PREPROCESS_FILE, CORE_FILE = "model.onnx", "preprocess.onnx", "core.onnx"
 WEIGHTS_FILE, SPEC_FILE = "weights.bin", "feature_spec.json"
+_ADDED: dict[str, Any] = {"dispatch": "dense", "accounts": ()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,10 +71,16 @@ class Manifest:
             `keep_rates`, the share of a task's negatives that training saw, where not all: the
             graph's logits and probabilities are corrected for it.
         model: The builder's `name` and its sizes.
-        parameters: How many weights the model has.
+        parameters: How many weights the outputs need.
         code_version: Version of this package that exported.
         spec_digest: The digest of the feature spec.
         run_digest: SHA-256 of the run's `best.ckpt`.
+        dispatch: How the graph computes experts: `dense`, all on every row, or `where`, each on
+            the rows that chose it.
+        accounts: What each output costs, then all together: `outputs`, `parameters`,
+            `active_parameters`, `embedding_parameters`, `network_parameters`,
+            `active_embedding_parameters`, `active_network_parameters`, `flops_per_row`,
+            `dense_flops_per_row`, `uncounted` (parts whose arithmetic is no product of tensors).
     """
 
     name: str
@@ -94,6 +101,8 @@ class Manifest:
     code_version: str
     spec_digest: str
     run_digest: str
+    dispatch: str = "dense"
+    accounts: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def digest(self) -> str:
@@ -153,6 +162,9 @@ class Manifest:
 
     def _text(self) -> str:
         value = {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        for name, default in _ADDED.items():  # absent from what older versions wrote
+            if value[name] == default:
+                del value[name]
         return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
@@ -169,7 +181,8 @@ class Manifest:
             files = {str(name): FileRecord(**record) for name, record in value["files"].items()}
             inputs = tuple(Column(**column) for column in value["inputs"])
             parity = Parity(**value["parity"])
-            names = {key: tuple(value[key]) for key in ("outputs", "logits", "keys", "boundary")}
+            listed = {"outputs", "logits", "keys", "boundary", *(value.keys() & {"accounts"})}
+            names = {key: tuple(value[key]) for key in listed}
         except (TypeError, AttributeError, KeyError) as error:
             raise ArtifactError(
                 str(path), wanted="the entries of its schema version", got=str(error)

@@ -4,6 +4,7 @@ The graph is held against the checkpoint in torch on raw rows. The torch side ge
 numbers from the reference encoder, so the whole graph is under test, the look-ups included.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ def check_parity(
     frame: pl.DataFrame,
     *,
     tolerance: float,
+    outputs: Sequence[str] | None = None,
 ) -> Parity:
     """Compare an artifact with its checkpoint and return the largest gap.
 
@@ -68,6 +70,7 @@ def check_parity(
         folder: The folder that the spec's vocabulary paths are relative to.
         frame: Raw rows with the spec's columns; the last 64 are also scored one by one.
         tolerance: The largest gap that may be published.
+        outputs: The artifact's predictions; None for all of the spec's.
 
     Raises:
         ArtifactError: A code differs, a number differs by more than 1e-6, or a prediction by more
@@ -75,9 +78,9 @@ def check_parity(
     """
     codes, numbers = ReferenceEncoder(spec, folder)(frame)
     _check_encoding(artifact / PREPROCESS_FILE, spec, frame, codes, numbers)
-    names = list(spec.predictions)
+    names = list(spec.predictions if outputs is None else outputs)
     tasks = {f"y_{task.name}": task for task in spec.regressions}
-    expected = _torch_predictions(model, spec, codes, numbers)
+    expected = _torch_predictions(model, spec, names, codes, numbers)
     session = open_graph(artifact / MODEL_FILE)
     gap, first_alone = 0.0, max(0, frame.height - _ALONE_ROWS)
     batches = [(start, _BATCH_ROWS) for start in range(0, frame.height, _BATCH_ROWS)]
@@ -135,10 +138,10 @@ def _apart(got: Array, wanted: Array, task: Task | None) -> Array:
 
 @torch.no_grad()
 def _torch_predictions(
-    model: nn.Module, spec: FeatureSpec, codes: Array, numbers: Array
+    model: nn.Module, spec: FeatureSpec, outputs: Sequence[str], codes: Array, numbers: Array
 ) -> list[Array]:
     """Return each prediction, float32 [rows], from the checkpoint."""
-    predictions = Predictions(model, spec).eval()
+    predictions = Predictions(model, spec, outputs).eval()
     parts = [
         predictions(
             torch.from_numpy(codes[start : start + _BATCH_ROWS]),
@@ -147,4 +150,4 @@ def _torch_predictions(
         for start in range(0, len(codes), _BATCH_ROWS)
     ]
     whole = [torch.cat(part).numpy() for part in zip(*parts, strict=True)]
-    return whole[: len(spec.predictions)]
+    return whole[: len(outputs)]

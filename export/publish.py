@@ -69,6 +69,8 @@ def identity_of(manifest: Manifest) -> dict[str, Any]:
         "tolerance": manifest.parity.tolerance,
         "evaluation": manifest.metrics,
         "version": manifest.code_version,
+        "outputs": manifest.outputs,
+        "dispatch": manifest.dispatch,
     }
 
 
