@@ -1,4 +1,7 @@
-"""A run and its features in, metrics of each task in its own space out: `recsys-moe-evaluate`."""
+"""A run and its features in, metrics of each task in its own space out: `recsys-moe-evaluate`.
+
+With `gates=true`, a report on what the run's gates do too (`recsys_moe.gate_report`).
+"""
 
 from pathlib import Path
 from typing import Any
@@ -44,6 +47,16 @@ def _main(cfg: DictConfig) -> None:
             wanted="the features the run was trained on, or new rows encoded like them",
             got=f"another feature spec, of dataset {_dataset(features)!r} "
             f"(the run: {_dataset(run)!r})",
+        )
+    segments = [cfg.segments] if isinstance(cfg.segments, str) else list(cfg.segments)
+    if cfg.gates:
+        from recsys_moe.gate_report.report import write_report
+
+        shown = write_report(run, features, cfg.split, segments, cfg.ablation_rows)
+        say("gates", f"{shown}")
+    elif segments:
+        raise RequestError(
+            f"segments={segments[0]}", wanted="gates=true beside it", got=f"gates={cfg.gates}"
         )
     result = evaluate(run, features, cfg.split)
     print(table(result))
