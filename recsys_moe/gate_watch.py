@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from recsys_moe.batch import Batch
 from recsys_moe.errors import CollapseError
 from recsys_moe.files import write_json
-from recsys_moe.modules.gated import Gated, Layer
+from recsys_moe.modules.gated import Gated, Layer, monitor_of
 from recsys_moe.modules.mixtures import PLE, Mixture, MMoE
 from recsys_moe.moe.anomalies import Anomaly, fail_on_collapse, find_anomalies
-from recsys_moe.moe.monitor import Monitor
 from recsys_moe.moe.monitor_health import Health
 from recsys_moe.progress import warn
 from recsys_moe.run_files import MetricsFile
@@ -48,7 +47,7 @@ class GateWatch:
         """
         self.model, self.output, self.collapse_share = model, output, collapse_share
         self.layers: Sequence[Layer] = model.layers()  # type: ignore[operator]
-        self.monitors = [_monitor(layer) for layer in self.layers]
+        self.monitors = [monitor_of(layer, sample_rows=SAMPLE_ROWS) for layer in self.layers]
         self.file = MetricsFile(output / "gates.csv")
         self.group: dist.ProcessGroup | None = None
         self.collapsed: str | None = None
@@ -222,14 +221,3 @@ def _described(layer: Layer, health: Health, anomalies: Sequence[Anomaly]) -> di
 
 def _rounded(values: Sequence[float] | None) -> list[float] | None:
     return None if values is None else [round(value, 6) for value in values]
-
-
-def _monitor(layer: Layer) -> Monitor:
-    return Monitor(
-        len(layer.experts),
-        layer.gates,
-        owners=layer.owners,
-        visible=layer.visible,
-        name=layer.name,
-        sample_rows=SAMPLE_ROWS,
-    )

@@ -127,6 +127,8 @@ def group_extras(
                     got=repr(feature),
                     choices=places,
                 )
+        if len(set(features)) < len(features):
+            raise RequestError(f"{what}.features", wanted="each once", got=f"{features}")
         if not features or isinstance(count, bool) or not isinstance(count, int) or count < 1:
             wanted = "at least one feature and one expert"
             raise RequestError(what, wanted=wanted, got=f"{features} and {count!r}")

@@ -70,6 +70,7 @@ def _main(cfg: DictConfig) -> None:
         say("train", f"{output} is finished, nothing to do")
         return
     _check(cfg, FeatureSpec.load(features / "feature_spec.json"))
+    _check_router(cfg)
     _train(cfg, features, output, request, run)
 
 
@@ -137,6 +138,16 @@ def _check(cfg: DictConfig, spec: FeatureSpec) -> None:
         if cfg[name] not in choices:
             wanted = " or ".join(choices)
             raise RequestError(name, wanted=wanted, got=repr(cfg[name]), choices=choices)
+
+
+def _check_router(cfg: DictConfig) -> None:
+    """Refuse a router that is asked for where the model has no gate."""
+    asked = [o for o in HydraConfig.get().overrides.task if o.startswith(("router=", "router."))]
+    if asked and "router" not in cfg.model:
+        model = HydraConfig.get().runtime.choices["model"]
+        raise RequestError(
+            asked[0], wanted="a model with gates: mmoe, moe or ple", got=f"model={model}"
+        )
 
 
 def _num_steps(cfg: DictConfig, num_batches: int) -> int:

@@ -18,7 +18,7 @@ from recsys_moe.gate_report.layer_report import layer_report
 from recsys_moe.gate_report.page import page
 from recsys_moe.gate_report.segments import Prepared, Segments
 from recsys_moe.gate_report.sums import LayerSums
-from recsys_moe.modules.gated import Gated, Layer
+from recsys_moe.modules.gated import Gated, monitor_of
 from recsys_moe.modules.multi_task import MultiTaskModel
 from recsys_moe.moe.monitor import Monitor
 from recsys_moe.moe.routing import Routing
@@ -103,7 +103,7 @@ def read_gates(
         layer.name: LayerSums(layer.gates, layer.visible, [len(s.names) for s in segments])
         for layer in layers
     }
-    monitors = {layer.name: _monitor(layer) for layer in layers}
+    monitors = {layer.name: monitor_of(layer) for layer in layers}
     rows = sample_rows(data.num_rows, ablation_rows)
     sampled, gated = _add_all(model, data, prepared, segments, sums, monitors, rows)
     reports = [
@@ -162,13 +162,3 @@ def _add_all(
         wanted = f"{data.num_rows:,} rows, as its tensors"
         raise RequestError(folder, wanted=wanted, got="more" if more else f"{start:,}")
     return [np.concatenate(parts) for parts in zip(*kept, strict=True)], gated
-
-
-def _monitor(layer: Layer) -> Monitor:
-    return Monitor(
-        len(layer.experts),
-        layer.gates,
-        owners=layer.owners,
-        visible=layer.visible,
-        name=layer.name,
-    )

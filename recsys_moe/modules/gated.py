@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from recsys_moe.moe.monitor import Monitor
 from recsys_moe.moe.router_base import Router
 from recsys_moe.moe.routing import Routing
 
@@ -36,3 +37,15 @@ class Gated:
     gate: str
     router: Router
     routing: Routing
+
+
+def monitor_of(layer: Layer, *, sample_rows: int = 256) -> Monitor:
+    """Return a Monitor of a layer; it looks at outputs on at most `sample_rows` rows."""
+    return Monitor(
+        len(layer.experts),
+        layer.gates,
+        owners=layer.owners,
+        visible=layer.visible,
+        name=layer.name,
+        sample_rows=sample_rows,
+    )

@@ -75,8 +75,8 @@ def fail_on_collapse(health: Health, *, dead_share: float = 0.5) -> None:
     dead = health.dead()
     if sum(health.load) > 0 and len(dead) >= dead_share * health.num_experts:
         raise CollapseError(
-            f"{health.name}: wanted fewer than {dead_share:.0%} of {health.num_experts} experts "
-            f"dead, got {len(dead)} ({', '.join(map(str, dead))}), as if there were "
+            f"{health.name}: wanted fewer than {100 * dead_share:.3g}% of {health.num_experts} "
+            f"experts dead, got {len(dead)} ({', '.join(map(str, dead))}), as if there were "
             f"{health.effective_experts:.2f} experts. A balance loss or a selection bias may help."
         )
 

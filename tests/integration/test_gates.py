@@ -206,3 +206,15 @@ def test_a_wrong_request_ends_with_2_one_line_and_no_trace(
     assert (stopped.value.code, error.count("\n")) == (2, 1)
     assert line in error
     assert not (tmp_path / "run").exists()
+
+
+def test_a_router_is_refused_where_there_is_no_gate(
+    make_features: MakeFeatures, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    features = make_features(rows=400)
+
+    with pytest.raises(SystemExit) as caught:
+        run(f"features={features}", f"output={tmp_path / 'r'}", "model=single_task", "router=top_k")
+
+    assert caught.value.code == 2
+    assert "router=top_k: wanted a model with gates" in capsys.readouterr().err
