@@ -9,8 +9,6 @@ network, or as the part of it that one row uses.
 """
 
 import argparse
-import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,9 +39,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--members", type=int, default=4)
     parser.add_argument("--rows", type=int, default=300_000, help="impressions of funnel")
+    parser.add_argument("--datasets", nargs="+", default=["census_income", "funnel"])
     parser.add_argument("--work", type=Path, default=Path("work/benchmarks/ensembles"))
     options = parser.parse_args()
-    for dataset, more in (("census_income", []), ("funnel", [f"dataset.rows={options.rows}"])):
+    for dataset in options.datasets:
+        more = [f"dataset.rows={options.rows}"] if dataset == "funnel" else []
         features = options.work / dataset / "features"
         command("features", f"dataset={dataset}", *more, f"output={features}")
         spec = FeatureSpec.load(features / "feature_spec.json")
@@ -69,7 +69,7 @@ def main() -> None:
             rows.append(_row(f"1 of them, {name}", spec, features, choice, 1, options))
         outputs = [name for name, _ in spec.outputs()]
         scores = [f"{name} {what}" for name in outputs for what in ("AUC", "log loss", "ECE")]
-        costs = ["network", "active", "FLOPs/row", "train s", "predict krows/s"]
+        costs = ["network", "active", "FLOPs/row"]
         print(f"\n{dataset}, test split, mean ± standard deviation over seeds {options.seeds}:\n")
         print(markdown(["model", *scores, *costs], rows))
 
@@ -87,13 +87,10 @@ def _row(
     cells = [name]
     for output, _ in spec.outputs():
         for metric in ("auc", "log_loss", "ece"):
-            cells.append(mean_sd([each["outputs"][output][metric] for each in found]))
+            cells.append(mean_sd([each[output][metric] for each in found]))
     cost = _account(spec, choice)
     network, active = members * cost.network_parameters, members * cost.active_network_parameters
-    cells += [f"{network:,}", f"{active:,}", f"{members * cost.flops_per_row:,}"]
-    train = float(np.median([each["train_seconds"] for each in found]))
-    predict = float(np.median([each["rows_per_second"] for each in found]))
-    return [*cells, f"{train:.0f}", f"{predict / 1e3:.0f}"]
+    return [*cells, f"{network:,}", f"{active:,}", f"{members * cost.flops_per_row:,}"]
 
 
 def _measured(
@@ -101,19 +98,14 @@ def _measured(
 ) -> dict[str, Any]:
     """Return the test metrics of one seed; of an ensemble, of the mean of its members."""
     probabilities: dict[str, Any] = {}
-    train_seconds = predict_seconds = 0.0
     for member in range(members):
         own = seed + 1000 * member
         tag = "-".join(part.split("=", 1)[1].strip("[]").replace(",", "_") for part in choice)
         run = options.work / features.parent.name / f"{tag}-{own}"
-        started = time.monotonic()
         command("train", f"features={features}", f"output={run}", *choice, f"seed={own}")
-        train_seconds += _kept(run, "train_seconds", time.monotonic() - started)
         model, spec = load_model(run)
         data = Split(features, "test", spec)
-        started = time.monotonic()
         logits, labels, known = predict_split(model, data, 8192)
-        predict_seconds += time.monotonic() - started
         for task, logit in logits.items():
             probabilities[task] = probabilities.get(task, 0) + 1 / (1 + np.exp(-logit)) / members
     means = {task: np.log(p) - np.log1p(-p) for task, p in probabilities.items()}
@@ -127,25 +119,13 @@ def _measured(
             for parent in spec.chain(name)[:-1]:
                 counts = counts & (labels[parent] == 1)
         outputs[name]["ece"] = _ece(p[counts], y[counts])
-    return {
-        "outputs": outputs,
-        "train_seconds": train_seconds,
-        "rows_per_second": data.num_rows / predict_seconds,
-    }
+    return outputs
 
 
 def _ece(p: np.ndarray, y: np.ndarray) -> float:
     """Return the mean gap of mean prediction and rate over 20 bins of as many rows each."""
     parts = zip(*(np.array_split(each[np.argsort(p)], BINS) for each in (p, y)), strict=True)
     return float(sum(abs(a.mean() - b.mean()) * len(a) for a, b in parts) / len(p))
-
-
-def _kept(run: Path, name: str, value: float) -> float:
-    """Return the time of the first call: a finished run does nothing on the second."""
-    path = run.parent / f"{run.name}.{name}.json"
-    if not path.exists():
-        path.write_text(json.dumps(value))
-    return float(json.loads(path.read_text()))
 
 
 def _member(spec: FeatureSpec, budget: float) -> list[str]:

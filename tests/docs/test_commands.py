@@ -68,7 +68,9 @@ MISTAKES = {
 def walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Move into a folder that looks like a checkout after setup, as a reader does."""
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    python = tmp_path / "bin" / "python"  # a link would lose the environment's packages
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    python.chmod(0o755)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # the packages, as setup installs them
