@@ -84,7 +84,7 @@ class Sizes:
         widths, dropout, dim = self.widths, self.dropout, self.embedding_dim
         found = group_extras(groups or {}, self.experts, spec, dim, widths=widths, dropout=dropout)
         width = self.width(spec)
-        found += frozen_extras(frozen, spec, width)
+        found += frozen_extras(frozen, spec, width, dropout=dropout)
         return found, width + (spec.num_slots + spec.num_numbers if frozen else 0)
 
     def assemble(

@@ -18,13 +18,16 @@ FOLDER = "frozen"
 """Where in a run's folder its experts' files lie."""
 
 
-def frozen_extras(paths: Sequence[str], spec: FeatureSpec, width: int) -> list[Extra]:
+def frozen_extras(
+    paths: Sequence[str], spec: FeatureSpec, width: int, *, dropout: float = 0.0
+) -> list[Extra]:
     """Return a bank for each file, reading raw columns of [x | codes | numbers], D + S + K wide.
 
     Args:
         paths: Files that `freeze` wrote.
         spec: The features of the model.
         width: D, that of x.
+        dropout: The share of the rows from which training hides each expert.
 
     Raises:
         RequestError: A file that is no frozen expert, one of other features, or two of one name.
@@ -36,7 +39,9 @@ def frozen_extras(paths: Sequence[str], spec: FeatureSpec, width: int) -> list[E
             wanted = "experts of different names"
             raise RequestError("model.frozen_experts", wanted=wanted, got=f"{name!r} in {path} too")
     return [
-        Extra(FrozenBank(expert), slices_of(spec, expert, after=width), [expert.name])
+        Extra(
+            FrozenBank(expert, dropout=dropout), slices_of(spec, expert, after=width), [expert.name]
+        )
         for expert in experts
     ]
 

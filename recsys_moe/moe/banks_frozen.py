@@ -33,14 +33,20 @@ class FrozenBank(Bank):
     flows back through them.
     """
 
-    def __init__(self, expert: ExpertFile, *, standardize: bool = True) -> None:
+    def __init__(
+        self, expert: ExpertFile, *, standardize: bool = True, dropout: float = 0.0
+    ) -> None:
         """Take an expert out of its file.
 
         Args:
             expert: From `frozen.expert_file.read_expert`.
             standardize: Whether outputs are standardised; else they are the graph's own.
+            dropout: The share of the rows from which training hides the expert: its outputs there
+                are 0, their mean. An expert that is good from the first step on else keeps the
+                networks beside it from learning (ModDrop; Neverova et al., 2015, section 3.3).
         """
         super().__init__(1, expert.input_width, expert.output_width)
+        self.dropout = dropout
         self.name = expert.name
         graph_U = np.frombuffer(expert.content, np.uint8).copy()
         self.register_buffer("graph_U", torch.from_numpy(graph_U))
@@ -93,7 +99,11 @@ class FrozenBank(Bank):
             )
         else:
             y_NP = run_graph(rows_NM, self.get_buffer("graph_U"), self.output_width)
-        return (y_NP - self.get_buffer("mean_P")) * self.get_buffer("scale_P")
+        y_NP = (y_NP - self.get_buffer("mean_P")) * self.get_buffer("scale_P")
+        if not self.training or not self.dropout:
+            return y_NP
+        hidden_N1 = torch.rand_like(y_NP[:, :1]) < self.dropout
+        return y_NP.masked_fill(hidden_N1, 0)
 
 
 def _name_again(bank: nn.Module, missing: object) -> None:

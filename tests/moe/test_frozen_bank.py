@@ -85,6 +85,16 @@ def test_a_step_trains_everything_but_what_is_frozen(
     assert changed == before.keys() - frozen
 
 
+def test_dropout_hides_whole_rows_from_training_alone(experts: list[ExpertFile]) -> None:
+    torch.manual_seed(0)
+    bank, plain_NP = FrozenBank(experts[1], dropout=0.3), FrozenBank(experts[1])(X).squeeze(1)
+    some_NP = bank(X).squeeze(1)
+    hidden_N = (some_NP == 0).all(1)
+    assert 0.2 < hidden_N.float().mean() < 0.4
+    assert some_NP[~hidden_N].equal(plain_NP[~hidden_N])
+    assert bank.eval()(X).squeeze(1).equal(plain_NP)
+
+
 def test_nothing_flows_back_through_it(experts: list[ExpertFile]) -> None:
     x_NM = X.clone().requires_grad_()
     assert not FrozenBank(experts[0])(x_NM).requires_grad
